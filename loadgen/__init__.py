@@ -1,0 +1,1 @@
+"""Gap-aware load: clients, metrics and experiments that prove every claim of Midstream."""
