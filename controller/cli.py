@@ -1,0 +1,192 @@
+"""The `midstream` command: serve a pipeline, change it, look at it, measure it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from controller.control_client import ControlClient, ControlError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+app = typer.Typer(
+    name="midstream",
+    help="Serve an LLM as a pipeline of stages and change that pipeline while requests stream.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bench_app = typer.Typer(help="Measure: every benchmark starts what it needs and prints one JSON object or a table.")
+app.add_typer(bench_app, name="bench")
+
+REFUSED, FAILED = 2, 1
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+Endpoint = Annotated[str, typer.Option(envvar="MIDSTREAM_ENDPOINT", help="The server's address.")]
+DEFAULT_ENDPOINT = "http://127.0.0.1:8000"
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Option(help="Hugging Face id or local folder; without it, the built-in small model.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers per stage, such as 15,15; default: two stages.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    threads: Annotated[int, typer.Option(help="Compute threads of each stage; 0: the engine's choice.")] = 0,
+    batches_in_flight: Annotated[
+        int, typer.Option(help="Batches in the pipeline at once; 0: as many as it has nodes.")
+    ] = 0,
+) -> None:
+    """Serve MODEL as a pipeline behind an OpenAI endpoint. Any further flag goes to `vllm serve`."""
+    from runtime.engine.errors import EngineError
+    from runtime.head.serve import ServeOptions
+    from runtime.head.serve import serve as run_server
+    from runtime.model import ModelError, resolve_model
+
+    try:
+        run_server(
+            resolve_model(model), ServeOptions(layers, host, port, threads, batches_in_flight, tuple(context.args))
+        )
+    except (ModelError, EngineError) as error:
+        _fail(str(error))
+
+
+@app.command()
+def reconfigure(
+    layers: Annotated[str, typer.Option(help="Layers per stage of the new layout, such as 8,12,10.")],
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+    wait: Annotated[bool, typer.Option(help="Wait until the change has ended.")] = True,
+) -> None:
+    """Change the running pipeline to another layout, without touching its streams.
+
+    Exit codes: 0 committed (or accepted, with --no-wait), 1 aborted or failed, 2 refused before anything was touched.
+    """
+    with _client(endpoint) as client:
+        report = client.reconfigure(layers)
+        if wait:
+            report = client.wait(report["id"])
+    if json_output:
+        print(json.dumps(report))
+    else:
+        _print_report(report)
+    if report["state"] == "aborted":
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def status(
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    json_output: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+) -> None:
+    """Show what serves now."""
+    with _client(endpoint) as client:
+        state = client.status()
+    if json_output:
+        print(json.dumps(state))
+        return
+    _out.print(f"{state['model']} on vLLM {state['vllm_version']}: epoch {state['epoch']}, {state['phase']}")
+    for stage in state["stages"]:
+        span = f"layers {stage['first_layer']:>3} to {stage['last_layer']:>3}"
+        size = f"{stage['memory_bytes'] / 2**20:6.0f} MiB"
+        _out.print(f"  stage {stage['index']}  {span}  {size}  node {stage['node']}  pid {stage['pid']}")
+    if state["last_change"]:
+        _print_report(state["last_change"])
+
+
+@app.command()
+def story(
+    subject: Annotated[str | None, typer.Argument(help="A change or request id; without it, all changes.")] = None,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+) -> None:
+    """Print the journal of what happened to a change or a request."""
+    import datetime as dt
+
+    with _client(endpoint) as client:
+        entries = client.story(subject)
+    if not entries:
+        _fail(f"nothing is known of {subject!r}" if subject else "nothing has happened yet")
+    for entry in entries:
+        if json_output:
+            print(json.dumps(entry))
+            continue
+        at = dt.datetime.fromtimestamp(entry["at"], dt.UTC).strftime("%H:%M:%S.%f")[:-3]
+        details = "  ".join(
+            f"{k}={v}" for k, v in entry.items() if k not in {"at", "subject", "event"} and v is not None
+        )
+        _out.print(f"{at}  {entry['subject']:<12} {entry['event']:<14} {details}", soft_wrap=True)
+
+
+@app.command()
+def trace(
+    output: Annotated[str, typer.Option("--output", "-o", help="File to write.")] = "midstream-trace.json",
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+) -> None:
+    """Write which stage computed which batch when, as a Chrome trace (open it in ui.perfetto.dev)."""
+    from pathlib import Path
+
+    with _client(endpoint) as client:
+        events = client.trace()
+    Path(output).write_text(json.dumps(events), encoding="utf-8")
+    _out.print(f"{len(events['traceEvents'])} stage spans in {output}")
+
+
+@app.command()
+def demo() -> None:
+    """Stream one answer while its pipeline is re-split twice, and check that nobody could have noticed."""
+    import asyncio
+
+    from controller.demo import run
+    from loadgen.errors import LoadgenError
+
+    try:
+        good = asyncio.run(run(Console()))
+    except LoadgenError as error:
+        _fail(str(error))
+    raise typer.Exit(0 if good else FAILED)
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+@contextmanager
+def _client(endpoint: str) -> Iterator[ControlClient]:
+    """Open a control client whose errors end the command with one line and the right exit code."""
+    try:
+        with ControlClient(endpoint) as client:
+            yield client
+    except ControlError as error:
+        _fail(str(error), REFUSED if error.refused else FAILED)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    steps = ", ".join(f"{step} {ms:.0f} ms" for step, ms in report["steps_ms"].items())
+    _out.print(
+        f"{report['id']}: {report['from']} -> {report['to']} {report['state']} in {report['total_ms']:.0f} ms "
+        f"({steps}); {report['requests_carried']} requests carried, {report['bytes_moved']} bytes of KV moved, "
+        f"{report['peak_extra_bytes'] / 2**20:.0f} MiB extra at peak",
+        soft_wrap=True,
+    )
+    if report["reason"]:
+        _out.print(f"  reason: {report['reason']}", soft_wrap=True)
+
+
+def _fail(message: str, code: int = FAILED) -> NoReturn:
+    _err.print(f"midstream: {message}", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Control calls as plain data: what the head's control API asks of the pipeline inside the engine's process.
+
+They travel over vLLM's own utility calls (`collective_rpc` by name), whose results are plain msgpack data, so
+refusals are values here, not exceptions: ``{"refused": kind, "message": ...}``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from runtime.layout import LayoutError
+from runtime.migration.errors import ChangeBusy, ChangeRefused, ChangeUnknown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from runtime.engine.pipeline import Pipeline
+
+PREFIX = "midstream."
+
+
+class ControlCalls:
+    """The calls, by name."""
+
+    def __init__(self, pipeline: Pipeline, model: str | list[str], version: str) -> None:
+        self._pipeline = pipeline
+        self._facts = {"model": model if isinstance(model, str) else model[0], "vllm_version": version}
+        self._calls: dict[str, Callable[..., Any]] = {
+            f"{PREFIX}status": self._status,
+            f"{PREFIX}reconfigure": self._reconfigure,
+            f"{PREFIX}report": self._report,
+            f"{PREFIX}cancel": self._cancel,
+            f"{PREFIX}story": self._story,
+            f"{PREFIX}trace": self._trace,
+        }
+
+    def knows(self, method: str) -> bool:
+        """Whether `method` is one of these."""
+        return method in self._calls
+
+    def call(self, method: str, arguments: Sequence[Any]) -> list[Any]:
+        """Carry a call out; one result, in a list as vLLM wants it."""
+        try:
+            return [self._calls[method](*arguments)]
+        except ChangeBusy as error:
+            return [{"refused": "busy", "message": str(error), "change": error.change}]
+        except (ChangeRefused, LayoutError) as error:
+            return [{"refused": "invalid", "message": str(error)}]
+        except ChangeUnknown as error:
+            return [{"refused": "unknown", "message": str(error)}]
+
+    def _status(self) -> dict[str, Any]:
+        return {**self._facts, **self._pipeline.status()}
+
+    def _reconfigure(self, layers: str) -> dict[str, Any]:
+        return self._pipeline.coordinator.request(layers).report()
+
+    def _report(self, change: str) -> dict[str, Any]:
+        return self._pipeline.coordinator.find(change).report()
+
+    def _cancel(self, change: str) -> dict[str, Any]:
+        return self._pipeline.coordinator.cancel(change).report()
+
+    def _story(self, subject: str | None) -> list[dict[str, Any]]:
+        return [entry.as_dict() for entry in self._pipeline.journal.story(subject)]
+
+    def _trace(self) -> list[dict[str, Any]]:
+        """Stage activity as Chrome trace events (ts and dur in microseconds), for Perfetto or chrome://tracing."""
+        return [
+            {
+                "name": f"batch {traced.sequence}",
+                "ph": "X",
+                "pid": f"epoch {traced.epoch}",
+                "tid": span.stage,
+                "ts": span.start_ns / 1e3,
+                "dur": (span.end_ns - span.start_ns) / 1e3,
+                "args": {"tokens": traced.tokens},
+            }
+            for traced in list(self._pipeline.dispatcher.trace)
+            for span in traced.spans
+        ]

@@ -1,0 +1,297 @@
+"""Sends every scheduled batch down the chain of the current epoch, and can change the chain between two batches.
+
+The rules, all under one lock:
+
+* A batch belongs to the epoch it is dispatched in; results and rejections of another epoch are dropped (I1).
+* Batches settle, and their results are revealed, in the order in which they were dispatched (I3).
+* After `switch`, new batches take the new chain at once while batches in flight finish on the old one. A batch that
+  touches a request or a KV block of a batch still in flight elsewhere waits for it (`Footprint.conflicts_with`).
+* A new chain is *on probation* until its first result is revealed; then the change is committed.
+* `fall_back` abandons a chain: what it did not answer is replayed, in order, on another: same slots, same tokens (I4).
+* A request that the current chain has not seen is carried over with its first batch, from the ledger.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from runtime.engine.errors import StageError
+from runtime.engine.messages import BatchOutput, ScheduledBatch, decode_output, encode
+from runtime.transport.channel import ChannelError
+from runtime.transport.frames import Batch, Rejected, Result, StageSpan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from runtime.engine.ledger import Footprint, Ledger
+    from runtime.transport.channel import Outbox
+    from runtime.transport.frames import Buffer
+
+_TRACE_LENGTH = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The stages that serve one epoch: their names, and the outbox to the first."""
+
+    epoch: int
+    stages: tuple[str, ...]
+    first: Outbox
+
+
+@dataclass(slots=True, eq=False)
+class _InFlight:
+    sequence: int
+    epoch: int
+    batch: ScheduledBatch
+    footprint: Footprint
+    future: Future[BatchOutput]
+    output: BatchOutput | None = None
+    spans: tuple[StageSpan, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TracedBatch:
+    """For the trace: which stage computed a batch when."""
+
+    sequence: int
+    epoch: int
+    tokens: int
+    spans: tuple[StageSpan, ...]
+
+
+@dataclass(slots=True)
+class DispatchCounters:
+    """What happened on the way, for reports and metrics."""
+
+    batches: int = 0
+    dropped_frames: int = 0
+    replayed_batches: int = 0
+    carried_requests: int = 0
+    waits: int = 0
+    wait_ms: float = 0.0
+
+
+@dataclass(slots=True)
+class Dispatcher:
+    """See the module's rules. Thread-safe.
+
+    Args:
+        ledger: the state of all requests.
+        on_settled: called without the lock when the first result of a chain on probation came (its epoch).
+        on_failed: called without the lock when a batch was rejected or its stages are gone (epoch, reason).
+
+    """
+
+    ledger: Ledger
+    on_settled: Callable[[int], None]
+    on_failed: Callable[[int, str], None]
+    counters: DispatchCounters = field(default_factory=DispatchCounters)
+    trace: deque[TracedBatch] = field(default_factory=lambda: deque(maxlen=_TRACE_LENGTH))
+    _chain: Chain | None = None
+    _probation: bool = False
+    _known: set[str] = field(default_factory=set)
+    _finished: list[str] = field(default_factory=list)
+    _sequence: int = 0
+    _in_flight: deque[_InFlight] = field(default_factory=deque)
+    _held_until: float = 0.0
+    _dead: Exception | None = None
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that new batches are dispatched in; 0 before the first chain."""
+        chain = self._chain
+        return chain.epoch if chain else 0
+
+    def dispatch(self, batch: ScheduledBatch) -> Future[BatchOutput]:
+        """Send a batch and return the future of its output."""
+        future: Future[BatchOutput] = Future()
+        with self._changed:
+            batch.finished += self._finished
+            self._finished.clear()
+            footprint = self.ledger.dispatched(batch)
+            self._wait_for_turn(footprint)
+            if self._dead is not None:
+                future.set_exception(self._dead)
+                return future
+            self._sequence += 1
+            self.counters.batches += 1
+            entry = _InFlight(self._sequence, self.epoch, batch, footprint, future)
+            self._in_flight.append(entry)
+            self._send(entry)
+        return future
+
+    def finish(self, request_ids: Iterable[str]) -> None:
+        """Forget requests that ended while nothing is scheduled; the stages hear of it with the next batch."""
+        with self._changed:
+            for request_id in request_ids:
+                self.ledger.forget(request_id)
+                self._finished.append(request_id)
+            self._changed.notify_all()
+
+    def _wait_for_turn(self, footprint: Footprint) -> None:
+        def free() -> bool:
+            held = time.monotonic() < self._held_until
+            return self._dead is not None or not (held or self._conflicts(footprint))
+
+        if free():
+            return
+        start = time.perf_counter()
+        self.counters.waits += 1
+        while not free():
+            lease_s = self._held_until - time.monotonic()
+            self._changed.wait(lease_s if lease_s > 0 else None)
+        self.counters.wait_ms += 1e3 * (time.perf_counter() - start)
+
+    def _conflicts(self, footprint: Footprint) -> bool:
+        return any(entry.epoch != self.epoch and footprint.conflicts_with(entry.footprint) for entry in self._in_flight)
+
+    def _send(self, entry: _InFlight, *, replayed: bool = False) -> None:
+        """Encode and send; requests the chain does not know yet are carried along."""
+        if self._chain is None:
+            raise StageError("no chain of stages to send to")
+        strangers = [known.id for known in entry.batch.known if known.id not in self._known]
+        entry.batch.carried = [self.ledger.carried(request_id) for request_id in strangers]
+        entry.batch.replayed = replayed
+        self.counters.carried_requests += len(strangers)
+        self._known.difference_update(entry.batch.finished)
+        self._known.update(entry.batch.scheduled_tokens)
+        payload = encode(entry.batch)
+        try:
+            self._chain.first.send(Batch(entry.epoch, entry.sequence, len(payload)), payload)
+        except ChannelError as error:
+            threading.Thread(target=self.on_failed, args=(entry.epoch, str(error)), daemon=True).start()
+
+    # -- results ---------------------------------------------------------------------------------------------------
+
+    def on_result(self, result: Result, buffers: Sequence[Buffer]) -> None:
+        """Take a result from the wire (one thread only)."""
+        try:
+            output = decode_output(buffers)
+        except (msgspec.DecodeError, ValueError, TypeError) as error:
+            self.on_failed(result.epoch, f"unreadable result of batch {result.sequence}: {error}")
+            return
+        revealed: list[_InFlight] = []
+        committed = None
+        with self._changed:
+            entry = self._find(result.sequence, result.epoch)
+            if entry is None:
+                self.counters.dropped_frames += 1
+                return
+            entry.output, entry.spans = output, result.spans
+            while self._in_flight and (head := self._in_flight[0]).output is not None:
+                self._in_flight.popleft()
+                self.ledger.settled(head.batch, head.output)
+                self.trace.append(TracedBatch(head.sequence, head.epoch, head.batch.total_tokens, head.spans))
+                revealed.append(head)
+                if self._probation and head.epoch == self.epoch:
+                    self._probation = False
+                    committed = head.epoch
+            self._changed.notify_all()
+        for entry in revealed:
+            if entry.output is not None:
+                entry.future.set_result(entry.output)
+        if committed is not None:
+            self.on_settled(committed)
+
+    def on_rejected(self, rejected: Rejected) -> None:
+        """Take a stage's refusal; frames of no batch in flight are only counted."""
+        with self._changed:
+            if self._find(rejected.sequence, rejected.epoch) is None:
+                self.counters.dropped_frames += 1
+                return
+        self.on_failed(rejected.epoch, f"stage {rejected.stage} rejected batch {rejected.sequence}: {rejected.reason}")
+
+    def _find(self, sequence: int, epoch: int) -> _InFlight | None:
+        return next((e for e in self._in_flight if e.sequence == sequence and e.epoch == epoch), None)
+
+    # -- changing the chain ------------------------------------------------------------------------------------------
+
+    def install(self, chain: Chain) -> None:
+        """Serve from `chain`, with nothing in flight elsewhere (the first chain)."""
+        with self._changed:
+            self._chain, self._probation = chain, False
+            self._known.clear()
+            self._changed.notify_all()
+
+    def switch(self, chain: Chain, timeout_s: float) -> tuple[bool, list[str]]:
+        """Send all further batches down `chain`, on probation; batches in flight finish where they are.
+
+        Waits up to `timeout_s` until no request keeps state that only its last stage knows (I7): prompt logprobs of a
+        prompt in the middle of its prefill, which finish with the prompt.
+
+        Returns:
+            (whether there was no request at all, ids of requests that still cannot be moved: then nothing changed).
+
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self.ledger.unfinished_prompt_logprobs(), timeout_s):
+                return False, self.ledger.unfinished_prompt_logprobs()
+            idle = not len(self.ledger)
+            self._chain, self._probation = chain, not idle
+            self._known.clear()
+            self._changed.notify_all()
+            return idle, []
+
+    def fall_back(self, chain: Chain) -> int:
+        """Abandon the current chain: replay what it did not answer on `chain`, and go on there.
+
+        Every request is carried over anew, so it does not matter what the stages of `chain` believed before, as long
+        as the KV that the ledger promises is in their pools. Returns the number of batches replayed.
+        """
+        with self._changed:
+            abandoned = self.epoch
+            self._chain, self._probation = chain, False
+            self._known.clear()
+            replayed = [entry for entry in self._in_flight if entry.epoch == abandoned]
+            for entry in replayed:
+                # From here on, late results of the abandoned chain match no batch in flight and are dropped.
+                entry.epoch, entry.output = chain.epoch, None
+            while self._dead is None and any(entry.epoch != chain.epoch for entry in self._in_flight):
+                self._changed.wait()  # what an older chain still has in flight settles first
+            for entry in replayed:
+                self._send(entry, replayed=True)
+            self.counters.replayed_batches += len(replayed)
+            self._changed.notify_all()
+            return len(replayed)
+
+    def hold(self, lease_s: float) -> None:
+        """Let no further batch out until `resume`, but for no longer than `lease_s`: then they go out by themselves."""
+        with self._changed:
+            self._held_until = time.monotonic() + lease_s
+
+    def resume(self) -> None:
+        """Let batches out again."""
+        with self._changed:
+            self._held_until = 0.0
+            self._changed.notify_all()
+
+    def wait_drained(self, epoch: int, timeout_s: float) -> bool:
+        """Wait until no batch of `epoch` is in flight; False when `timeout_s` passed first."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._dead is not None or all(e.epoch != epoch for e in self._in_flight), timeout_s
+            )
+
+    def fail(self, error: Exception) -> None:
+        """Give up: every batch in flight and every further one ends in `error`."""
+        with self._changed:
+            self._dead = error
+            pending, self._in_flight = list(self._in_flight), deque()
+            self._changed.notify_all()
+        for entry in pending:
+            if not entry.future.done():
+                entry.future.set_exception(error)
+
+    def snapshot(self) -> dict[str, int]:
+        """Return the settled number of tokens of every request, for the journal."""
+        with self._changed:
+            return self.ledger.computed_tokens()

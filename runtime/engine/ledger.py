@@ -1,0 +1,165 @@
+"""What every running request looks like between two batches, kept by the head.
+
+A stage learns of a request piecemeal: the prompt once, then only differences. A stage that joins later, or an old
+one that takes over again, needs the whole. The ledger follows the traffic through the executor and can state it
+at any time, without asking a stage: that is what lets a pipeline change hands between two batches.
+
+Two views are kept apart on purpose:
+
+* *settled*: after the last batch whose result came back. A request is carried over in this state.
+* *live blocks*: the blocks the scheduler has given out so far, batches in flight included. They tell whether a batch on
+  a new chain could meet a batch that is still in flight on the old one (`Footprint.conflicts_with`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from runtime.engine.messages import BatchOutput, CarriedRequest, KnownRequest, ScheduledBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vllm.sampling_params import SamplingParams
+
+    from runtime.engine.messages import BlockIds
+
+_NULL_BLOCK = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """The requests a batch advances and the KV blocks that it reads and writes."""
+
+    requests: frozenset[str]
+    blocks: frozenset[int]
+    written: frozenset[int]
+
+    def conflicts_with(self, in_flight: Footprint) -> bool:
+        """Whether running this batch beside `in_flight`, on other stages, could change what either computes."""
+        return bool(
+            self.requests & in_flight.requests or self.blocks & in_flight.written or self.written & in_flight.blocks
+        )
+
+
+@dataclass(slots=True)
+class _Request:
+    prompt_token_ids: list[int]
+    sampling_params: SamplingParams
+    live_blocks: BlockIds
+    blocks: BlockIds
+    computed_tokens: int
+    output_token_ids: list[int] = field(default_factory=list)
+    generator_state: bytes | None = None
+
+
+class Ledger:
+    """The state of all requests the stages may know. Not thread-safe; the dispatcher locks around it."""
+
+    def __init__(self, block_tokens: int) -> None:
+        self._block_tokens = block_tokens
+        self._requests: dict[str, _Request] = {}
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._requests)
+
+    def dispatched(self, batch: ScheduledBatch) -> Footprint:
+        """Take note of a batch that is about to be sent, and return what it touches."""
+        for request_id in batch.finished:
+            self.forget(request_id)
+        for new in batch.new:
+            self._requests[new.id] = _Request(
+                new.prompt_token_ids,
+                new.sampling_params,
+                _copy(new.block_ids),
+                _copy(new.block_ids),
+                new.computed_tokens,
+            )
+        touched: set[int] = set()
+        written: set[int] = set()
+        for known in batch.known:
+            request = self._requests[known.id]
+            request.live_blocks = _extended(request.live_blocks, known)
+        for entry in batch.entries():
+            first = entry.computed_tokens
+            stop = first + batch.scheduled_tokens[entry.id]
+            for blocks in self._requests[entry.id].live_blocks:
+                touched.update(blocks)
+                written.update(blocks[first // self._block_tokens : -(-stop // self._block_tokens)])
+        for source, destination in batch.block_copies or ():
+            touched.update((source, destination))
+            written.add(destination)
+        written.update(batch.blocks_to_zero or ())
+        touched.discard(_NULL_BLOCK)
+        written.discard(_NULL_BLOCK)
+        return Footprint(frozenset(batch.scheduled_tokens), frozenset(touched | written), frozenset(written))
+
+    def forget(self, request_id: str) -> None:
+        """Drop a request that ended; unknown ones are fine."""
+        self._requests.pop(request_id, None)
+
+    def settled(self, batch: ScheduledBatch, output: BatchOutput | None) -> None:
+        """Take note of the result of a batch (None when nothing was computed). Batches settle in order of dispatch."""
+        for known in batch.known:
+            request = self._requests.get(known.id)
+            if request is not None:  # it may have finished or been aborted while the batch was in flight
+                request.blocks = _extended(request.blocks, known)
+                # The scheduler decides how much of the output counts; what it dropped is dropped here too.
+                del request.output_token_ids[known.output_tokens :]
+        for entry in batch.entries():
+            request = self._requests.get(entry.id)
+            if request is not None:
+                request.computed_tokens = entry.computed_tokens + batch.scheduled_tokens[entry.id]
+        if output is None:
+            return
+        for request_id, tokens in zip(output.request_ids, output.sampled_token_ids, strict=False):
+            request = self._requests.get(request_id)
+            if request is not None:
+                request.output_token_ids.extend(tokens)
+        for request_id, state in output.generator_states.items():
+            request = self._requests.get(request_id)
+            if request is not None:
+                request.generator_state = state
+
+    def carried(self, request_id: str) -> CarriedRequest:
+        """State the settled view of a request."""
+        request = self._requests[request_id]
+        return CarriedRequest(
+            request_id,
+            request.prompt_token_ids,
+            request.sampling_params,
+            _copy(request.blocks),
+            request.computed_tokens,
+            list(request.output_token_ids),
+            request.generator_state,
+        )
+
+    def computed_tokens(self) -> dict[str, int]:
+        """Return the settled number of computed tokens of every request."""
+        return {request_id: request.computed_tokens for request_id, request in self._requests.items()}
+
+    def unfinished_prompt_logprobs(self) -> list[str]:
+        """Return requests in the middle of computing prompt logprobs, which only their last stage remembers."""
+        return [
+            request_id
+            for request_id, request in self._requests.items()
+            if request.sampling_params.prompt_logprobs is not None
+            and 0 < request.computed_tokens < len(request.prompt_token_ids)
+        ]
+
+
+def _copy(blocks: BlockIds) -> BlockIds:
+    return tuple(list(group) for group in blocks)
+
+
+def _extended(blocks: BlockIds, known: KnownRequest) -> BlockIds:
+    """Return the blocks of a request after a batch: replaced when it was resumed, else appended to."""
+    if known.new_block_ids is None:
+        return blocks
+    if known.resumed:
+        return _copy(known.new_block_ids)
+    return tuple(old + new for old, new in zip(blocks, known.new_block_ids, strict=True))

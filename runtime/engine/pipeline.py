@@ -1,0 +1,412 @@
+"""The pipeline as one object: its stages, its chain, its KV pool, and how to change them.
+
+Implements the effects that `runtime.migration.coordinator` asks for, on top of the fleet (processes) and the dispatcher
+(batches). All stages of a node map the node's KV pool, so a change within a node copies nothing; layers that change
+their node are copied from pool to pool first (`runtime.migration.precopy`). Nodes are on this machine for now.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from runtime.engine.dispatcher import Chain, Dispatcher
+from runtime.engine.errors import StageError
+from runtime.engine.fleet import Fleet, Stage
+from runtime.engine.kv_spec import decode_specs
+from runtime.engine.ledger import Ledger
+from runtime.engine.memory import available_bytes
+from runtime.engine.stage_process import PoolBinding, StageStart, run_stage
+from runtime.layout import Layout
+from runtime.migration.coordinator import ChangeEffects, Coordinator, Cost, Leases
+from runtime.migration.errors import ChangeRefused, NotMovableError
+from runtime.migration.journal import Journal
+from runtime.migration.precopy import PreCopy
+from runtime.migration.protocol import Failed
+from runtime.transport.frames import Batch
+from runtime.warm.kv_pool import KVPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vllm.config import VllmConfig
+
+    from runtime.engine.warm_model import WarmModel
+    from runtime.migration.stop_rule import CopyRound
+    from runtime.transport.frames import Buffer, Result
+
+_PREPARE_TIMEOUT_S = 600.0
+_CALL_TIMEOUT_S = 60.0
+_HOLD_LEASE_S = 5.0
+_PROCESS_BYTES = 128 << 20  # what a stage touches of its own beside its weights; measured 60 to 110 MiB
+
+
+@dataclass(slots=True)
+class Depth:
+    """How many batches may be in flight at once. Shared with the scheduler.
+
+    As many as there are devices that can compute at the same time: stages that share the cores of one node would only
+    take them from each other, and two half-full batches cost nearly twice one full batch.
+    """
+
+    batches: int = 1
+
+
+@dataclass(slots=True)
+class _Assembly:
+    """A layout and the stages that make it, in order."""
+
+    layout: Layout
+    stages: list[Stage]
+    chain: Chain | None = None
+    kept: set[str] = field(default_factory=set)
+
+
+class Pipeline(ChangeEffects):
+    """See the module. `on_failed` is called once, with the reason, when the pipeline can serve no more."""
+
+    def __init__(
+        self,
+        config: VllmConfig,
+        layout: Layout,
+        threads: int,
+        batches_in_flight: int,
+        preload: Callable[[], WarmModel],
+        on_failed: Callable[[str], None],
+        leases: Leases | None = None,
+    ) -> None:
+        self.journal = Journal()
+        self._batches_in_flight = batches_in_flight
+        self.depth = Depth()
+        self._set_depth(layout)
+        self._threads = threads
+        self._on_failed = on_failed
+        self._total_layers = layout.total_layers
+        self._descriptors: dict[str, int] = {}  # the memory file of every node's KV pool
+        self._pools: dict[str, KVPool] = {}
+        self._binding: PoolBinding | None = None
+        self._failed = threading.Event()
+        self._probes: dict[int, threading.Event] = {}
+        self._carried_before = 0
+        self._pre_copy: PreCopy | None = None
+        self._epochs = 0
+        self._assembly = _Assembly(layout, [])
+        self._target: _Assembly | None = None
+        self.dispatcher = Dispatcher(Ledger(config.cache_config.block_size), self._on_settled, self._on_batch_failed)
+        warm: list[WarmModel] = []  # filled in the zygote, inherited by every stage
+        self.fleet = Fleet(
+            lambda payload, descriptors: run_stage(payload, descriptors, config, warm[0]),
+            lambda: warm.append(preload()),
+            self._on_result,
+            self.dispatcher.on_rejected,
+            self._on_lost,
+        )
+        self.coordinator = Coordinator(self, self.journal, leases)
+
+    # -- start ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> list[dict[str, Any]]:
+        """Start and load the stages of the first layout; returns each stage's KV cache specs."""
+        assembly = self._assembly
+        assembly.stages = [self._start_stage(assembly.layout, rank) for rank in range(len(assembly.layout))]
+        return [decode_specs(ready["kv_specs"]) for ready in self._prepare_stages(assembly.stages)]
+
+    def bind(self, blocks: int, block_tokens: int, layer_bytes: int, layout_name: str) -> None:
+        """Reserve the nodes' KV pools, give them to the stages and install the first chain."""
+        self._binding = PoolBinding(self._total_layers, blocks, block_tokens, layer_bytes, layout_name)
+        for node in self._assembly.layout.nodes:
+            self._pool_descriptor(node)
+        self.dispatcher.ledger = Ledger(block_tokens)
+        self._bind_stages(self._assembly.stages)
+        self._assembly.chain = self._connect(self._assembly.stages)
+        self.dispatcher.install(self._assembly.chain)
+        self.journal.tell("pipeline", "serving", layers=str(self._assembly.layout), epoch=self._assembly.chain.epoch)
+
+    # -- what the coordinator asks for -----------------------------------------------------------------------------
+
+    def layout(self) -> Layout:
+        """Return the layout that serves now."""
+        return self._assembly.layout
+
+    def epoch(self) -> int:
+        """Return the epoch that serves now."""
+        return self.dispatcher.epoch
+
+    def plan(self, text: str) -> Layout:
+        """Check a target layout against the model and the memory of this node."""
+        target = Layout.parse(text, self._total_layers)
+        if target == self._assembly.layout:
+            raise ChangeRefused(f"the pipeline already has the layout {target}")
+        needed, free = self._extra_bytes(target), available_bytes()
+        if needed > free:
+            raise ChangeRefused(
+                f"layers {text!r}: the new stages need {needed / 2**20:.0f} MiB beside the old ones until these are "
+                f"released, but only {free / 2**20:.0f} MiB are free; free {(needed - free) / 2**20:.0f} MiB, or "
+                "change in smaller steps that keep some stages as they are"
+            )
+        return target
+
+    def prepare(self, target: Layout, cost: Cost) -> int:
+        """Bring up the new stages of `target` beside the serving ones, keep the others; return the chain's epoch."""
+        old = self._assembly
+        reusable = {self._role(old.layout, rank): stage for rank, stage in enumerate(old.stages)}
+        assembly = self._target = _Assembly(target, [])
+        cost.peak_extra_bytes = 0
+        for rank in range(len(target)):
+            stage = reusable.get(self._role(target, rank))
+            if stage is not None:
+                assembly.kept.add(stage.name)
+                assembly.stages.append(stage)
+                continue
+            stage = self._start_stage(target, rank)
+            assembly.stages.append(stage)
+            # One after the other: loading several at once would only compete with the stages that serve.
+            self._prepare_stages([stage])
+            self._bind_stages([stage])
+            cost.prepare_ms[stage.name] = stage.prepare_ms
+            cost.peak_extra_bytes += stage.memory_bytes
+        assembly.chain = self._connect(assembly.stages)
+        return assembly.chain.epoch
+
+    def copy_stale(self, cost: Cost) -> CopyRound:
+        """Copy what is stale of the layers that change their node, once."""
+        copied = self._pre_copy_of_change().round()
+        cost.bytes_moved += copied.sent_bytes
+        return copied
+
+    def switch(self, cost: Cost, *, copy_delta: bool) -> bool:
+        """Flip the route to the prepared chain between two batches."""
+        target = self._target
+        if target is None or target.chain is None:
+            raise StageError("there is no prepared chain to switch to")
+        self._carried_before = self.dispatcher.counters.carried_requests
+        if not copy_delta:
+            return self._flip(target.chain, target.layout)
+        pre_copy = self._pre_copy_of_change()
+        self.dispatcher.hold(_HOLD_LEASE_S)
+        try:
+            if not self.dispatcher.wait_drained(self.epoch(), _HOLD_LEASE_S):
+                raise StageError(f"the batches in flight did not finish within {_HOLD_LEASE_S:g} s")
+            cost.bytes_moved += pre_copy.round().sent_bytes
+            mismatches = pre_copy.mismatches()
+            if mismatches:
+                raise StageError(f"watermarks differ after the last copy, by layer: {mismatches}")
+            return self._flip(target.chain, target.layout)
+        finally:
+            self.dispatcher.resume()
+
+    def _flip(self, chain: Chain, layout: Layout) -> bool:
+        idle, stuck = self.dispatcher.switch(chain, timeout_s=_HOLD_LEASE_S)
+        if stuck:
+            raise NotMovableError(
+                f"requests {', '.join(stuck)} are computing prompt logprobs, which only their last stage holds until "
+                "the prompt is done; try again when they have answered"
+            )
+        self._set_depth(layout)
+        return idle
+
+    def interrupt(self) -> None:
+        """End the stages that only the target layout has."""
+        if self._target is not None:
+            for stage in self._target.stages:
+                if stage.name not in self._target.kept:
+                    self.fleet.kill(stage)
+
+    def roll_back(self) -> None:
+        """Serve from the old chain alone; give up when it is gone as well."""
+        target, self._target = self._target, None
+        try:
+            if target is not None and target.chain is not None and self.epoch() == target.chain.epoch:
+                # A fresh epoch, so that nothing the abandoned chain still sends can be mistaken for an answer.
+                self._assembly.chain = self._connect(self._assembly.stages, probe=False)
+                self.dispatcher.fall_back(self._assembly.chain)
+                self._set_depth(self._assembly.layout)
+        except StageError as error:
+            self._fail(f"the old stages cannot take over again: {error}")
+            raise
+        if target is not None:
+            for stage in target.stages:
+                if stage.name not in target.kept:
+                    self.fleet.kill(stage)
+        if self._pre_copy is not None:
+            self._pre_copy.scrub_target()
+            self._pre_copy = None
+
+    def release(self, cost: Cost) -> None:
+        """Make the target the serving layout; let go of stages it does not use."""
+        target, old = self._target, self._assembly
+        if target is None or old.chain is None:
+            raise StageError("there is no change to complete")
+        self._assembly, self._target = target, None
+        cost.requests_carried = self.dispatcher.counters.carried_requests - self._carried_before
+        self.dispatcher.wait_drained(old.chain.epoch, _CALL_TIMEOUT_S)
+        for stage in old.stages:
+            if stage.name in target.kept:
+                self.fleet.call(stage, "unroute", _CALL_TIMEOUT_S, epoch=old.chain.epoch)
+            else:
+                self.fleet.release(stage)
+        if self._pre_copy is not None:
+            self._pre_copy.scrub_source()
+            self._pre_copy = None
+
+    # -- status ------------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Return what serves now, as plain data."""
+        current, last = self.coordinator.current, self.coordinator.last
+        return {
+            "epoch": self.epoch(),
+            "phase": str(current.machine.step) if current else "serving",
+            "layers": str(self._assembly.layout),
+            "total_layers": self._total_layers,
+            "stages": [
+                {
+                    "index": index,
+                    "name": stage.name,
+                    "first_layer": stage.layers.first,
+                    "last_layer": stage.layers.stop - 1,
+                    "node": stage.node,
+                    "pid": stage.pid,
+                    "memory_bytes": stage.memory_bytes,
+                }
+                for index, stage in enumerate(self._assembly.stages)
+            ],
+            "kv_blocks": self._binding.blocks if self._binding else 0,
+            "counters": dataclasses.asdict(self.dispatcher.counters),
+            "change": current.id if current else None,
+            "last_change": last.report() if last else None,
+        }
+
+    def close(self) -> None:
+        """End everything."""
+        self._failed.set()
+        self.coordinator.close()
+        self.dispatcher.fail(StageError("the pipeline was shut down"))
+        self.fleet.close()
+
+    def _set_depth(self, layout: Layout) -> None:
+        self.depth.batches = min(self._batches_in_flight or len(layout.nodes), len(layout))
+
+    # -- parts ---------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _role(layout: Layout, rank: int) -> tuple[object, ...]:
+        """What must be equal for a stage process to serve in another layout: its layers, node, and being an end."""
+        placement = layout.stages[rank]
+        return placement, rank == 0, rank == len(layout) - 1
+
+    def _start_stage(self, layout: Layout, rank: int) -> Stage:
+        def orders(name: str, inbox: str, head: str) -> StageStart:
+            return StageStart(name, rank, layout.counts, inbox, head, self._threads)
+
+        node = layout.stages[rank].node
+        return self.fleet.start(orders, node, self._pool_descriptor(node))
+
+    def _pool_descriptor(self, node: str) -> int:
+        """Return the memory file of a node's KV pool, made when the node gets its first stage."""
+        if node not in self._descriptors:
+            self._descriptors[node] = KVPool.new_descriptor(node)
+        if node not in self._pools and self._binding is not None:
+            self._pools[node] = KVPool.reserve(self._descriptors[node], self._binding.shape)
+        return self._descriptors[node]
+
+    def _pre_copy_of_change(self) -> PreCopy:
+        if self._pre_copy is None:
+            raise StageError("nothing was prepared to be copied")
+        return self._pre_copy
+
+    def _prepare_stages(self, stages: Sequence[Stage]) -> list[dict[str, Any]]:
+        clock = time.perf_counter()
+        futures = [self.fleet.call_async(stage, "prepare") for stage in stages]
+        answers = []
+        for stage, future in zip(stages, futures, strict=True):
+            ready = future.result(_PREPARE_TIMEOUT_S)
+            stage.memory_bytes = ready["memory_bytes"]
+            stage.prepare_ms = {**ready["timings_ms"], "until_loaded": round(1e3 * (time.perf_counter() - clock), 1)}
+            answers.append(ready)
+        return answers
+
+    def _bind_stages(self, stages: Sequence[Stage]) -> None:
+        clock = time.perf_counter()
+        sizes = {1, max(len(self.dispatcher.ledger), 1)}  # a lone request, and all that are decoding now
+        arguments = {**msgspec.to_builtins(self._binding), "warm_up_tokens": sorted(sizes)}
+        futures = [self.fleet.call_async(stage, "bind", **arguments) for stage in stages]
+        for stage, future in zip(stages, futures, strict=True):
+            future.result(_PREPARE_TIMEOUT_S)
+            stage.prepare_ms["bind"] = round(1e3 * (time.perf_counter() - clock), 1)
+
+    def _connect(self, stages: Sequence[Stage], *, probe: bool = True) -> Chain:
+        """Give the stages their routes for a fresh epoch, and send a probe through all of them."""
+        self._epochs += 1
+        epoch = self._epochs
+        addresses = [stage.outbox.address for stage in stages[1:]] + [self.fleet.head_address]
+        futures = [
+            self.fleet.call_async(stage, "route", epoch=epoch, next=address)
+            for stage, address in zip(stages, addresses, strict=True)
+        ]
+        for future in futures:
+            future.result(_CALL_TIMEOUT_S)
+        chain = Chain(epoch, tuple(stage.name for stage in stages), stages[0].outbox)
+        if probe:
+            self._probe(chain)
+        return chain
+
+    def _probe(self, chain: Chain) -> None:
+        """Check the chain from end to end with a batch of nothing; this also opens every connection on the way."""
+        arrived = threading.Event()
+        self._probes[chain.epoch] = arrived
+        try:
+            chain.first.send(Batch(chain.epoch, 0, 0))
+            if not arrived.wait(_CALL_TIMEOUT_S):
+                raise StageError(f"a probe did not pass through {' -> '.join(chain.stages)}")
+        finally:
+            del self._probes[chain.epoch]
+
+    def _extra_bytes(self, target: Layout) -> int:
+        """Estimate the memory that the new stages of `target` need beside the old ones."""
+        old = self._assembly
+        reusable = {self._role(old.layout, rank) for rank in range(len(old.layout))}
+        per_layer = sum(stage.memory_bytes for stage in old.stages) / self._total_layers
+        new = [rank for rank in range(len(target)) if self._role(target, rank) not in reusable]
+        return math.ceil(sum(per_layer * target.counts[rank] + _PROCESS_BYTES for rank in new))
+
+    # -- what the fleet and the dispatcher report ----------------------------------------------------------------------
+
+    def _on_result(self, result: Result, buffers: Sequence[Buffer]) -> None:
+        if result.sequence == 0:
+            probe = self._probes.get(result.epoch)
+            if probe is not None:
+                probe.set()
+            return
+        self.dispatcher.on_result(result, buffers)
+
+    def _on_settled(self, epoch: int) -> None:
+        self.coordinator.settled(epoch)
+
+    def _on_batch_failed(self, epoch: int, reason: str) -> None:
+        target = self._target
+        if target is not None and target.chain is not None and epoch == target.chain.epoch:
+            self.coordinator.post(Failed(reason))
+        elif epoch == self.epoch():
+            self._fail(reason)
+
+    def _on_lost(self, name: str, reason: str) -> None:
+        self.journal.tell("pipeline", "stage lost", stage=name, reason=reason)
+        target = self._target
+        if target is not None and name not in target.kept and any(stage.name == name for stage in target.stages):
+            self.coordinator.post(Failed(reason))
+        elif any(stage.name == name for stage in self._assembly.stages):
+            self._fail(reason)
+
+    def _fail(self, reason: str) -> None:
+        if not self._failed.is_set():
+            self._failed.set()
+            self.journal.tell("pipeline", "failed", reason=reason)
+            self.dispatcher.fail(StageError(reason))
+            self._on_failed(reason)

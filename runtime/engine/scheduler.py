@@ -1,0 +1,62 @@
+"""vLLM's scheduler, told when the pipeline is full.
+
+Stock vLLM fixes the number of batches in flight when it starts. Here the pipeline changes while it runs, and with it
+how many batches keep its devices busy: more would only split work into smaller batches, fewer would leave devices
+idle. The engine's loop asks `has_requests` before it schedules, so that is where the answer belongs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from runtime.engine.executor import PipelineExecutor
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.request import Request
+
+
+class PipelineScheduler(Scheduler):
+    """Schedules no more batches than keep the pipeline's devices busy."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._depth = PipelineExecutor.depth_of(self.vllm_config)
+        self._batches_in_flight = 0
+        self._nothing_to_schedule = False
+        # Stages but the last learn sampled tokens from the scheduler, whatever the number of stages is at the moment.
+        self.use_pp = True
+
+    def has_requests(self) -> bool:
+        """Whether the engine should schedule now: there is work, room in the pipeline, and something has changed."""
+        if self._batches_in_flight and (self._nothing_to_schedule or self._batches_in_flight >= self._depth.batches):
+            return False
+        return super().has_requests()
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        """Schedule one batch; remember when nothing could be scheduled because all requests are in flight."""
+        output = super().schedule(*args, **kwargs)
+        self._nothing_to_schedule = output.total_num_scheduled_tokens == 0
+        if not self._nothing_to_schedule:
+            self._batches_in_flight += 1
+        return output
+
+    def update_from_output(self, scheduler_output: SchedulerOutput, output: ModelRunnerOutput) -> Any:
+        """Take a batch's output; its requests can be scheduled again."""
+        if scheduler_output.total_num_scheduled_tokens:
+            self._batches_in_flight -= 1
+        self._nothing_to_schedule = False
+        return super().update_from_output(scheduler_output, output)
+
+    def add_request(self, request: Request) -> None:
+        """Take a new request, which can be scheduled."""
+        self._nothing_to_schedule = False
+        super().add_request(request)
+
+    def finish_requests(self, *args: Any, **kwargs: Any) -> Any:
+        """End requests, which may free room for others."""
+        self._nothing_to_schedule = False
+        return super().finish_requests(*args, **kwargs)

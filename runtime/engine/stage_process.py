@@ -1,0 +1,317 @@
+"""One stage as a process: an inbox, a worker, and a way on to the next stage.
+
+The loop is sequential on purpose: control calls and batches are handled one at a time, so a batch sees the routes and
+requests that the messages before it set up. A stage serves every epoch it has a route for, which lets it belong to the
+old and the new chain while a change is under way, and rejects every other (invariant I1).
+
+A stage is prepared on a thread that runs only when a core is idle: loading weights must not take the processor from
+the stages that are serving. The thread that computes keeps its normal priority.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+import torch
+import zmq
+
+from runtime.engine.errors import StageError
+from runtime.engine.kv_spec import encode_specs
+from runtime.engine.memory import anonymous_bytes
+from runtime.engine.messages import BatchOutput, decode_batch, encode
+from runtime.layout import LayerRange
+from runtime.transport.channel import Inbox, Outbox
+from runtime.transport.frames import Batch, Call, FrameError, Rejected, Reply, Result, StageSpan, TensorMeta, unpack
+from runtime.warm.kv_pool import KVPool, KVPoolShape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vllm.config import VllmConfig
+
+    from runtime.engine.stage_worker import StageWorker
+    from runtime.engine.warm_model import WarmModel
+    from runtime.transport.frames import Buffer
+
+_T = TypeVar("_T")
+
+
+class StageStart(msgspec.Struct, frozen=True):
+    """What a stage process is told when it is forked."""
+
+    name: str
+    rank: int
+    layer_counts: tuple[int, ...]
+    inbox: str
+    head: str
+    threads: int
+
+    @property
+    def layers(self) -> LayerRange:
+        """The layers this stage owns."""
+        first = sum(self.layer_counts[: self.rank])
+        return LayerRange(first, first + self.layer_counts[self.rank])
+
+
+class PoolBinding(msgspec.Struct, frozen=True):
+    """Argument of the ``bind`` call: the shape of the node's KV pool and vLLM's name for its inner layout.
+
+    `warm_up_tokens`: sizes of batches to expect first, in tokens.
+    """
+
+    layers: int
+    blocks: int
+    block_tokens: int
+    layer_bytes: int
+    layout_name: str
+    warm_up_tokens: tuple[int, ...] = (1,)
+
+    @property
+    def shape(self) -> KVPoolShape:
+        """The pool's dimensions."""
+        return KVPoolShape(self.layers, self.blocks, self.block_tokens, self.layer_bytes)
+
+
+def run_stage(payload: bytes, descriptors: Sequence[int], vllm_config: VllmConfig, warm_model: WarmModel) -> None:
+    """Be a stage until the head says otherwise or goes away. `descriptors` holds the KV pool's memory file."""
+    start = msgspec.msgpack.decode(payload, type=StageStart)
+    if start.threads:
+        # The number of threads belongs to the thread that starts them: this one computes.
+        torch.set_num_threads(start.threads)
+    StageProcess(start, descriptors[0], vllm_config, warm_model).serve()
+
+
+class StageProcess:
+    """The loop around a `StageWorker`."""
+
+    def __init__(self, start: StageStart, pool_descriptor: int, vllm_config: VllmConfig, warm_model: WarmModel) -> None:
+        self._start = start
+        self._pool_descriptor = pool_descriptor
+        self._vllm_config = vllm_config
+        self._warm_model = warm_model
+        self._context = zmq.Context()
+        self._inbox = Inbox(self._context, start.inbox)
+        self._head = Outbox(self._context, start.head)
+        self._next: dict[int, Outbox] = {}
+        self._outboxes: dict[str, Outbox] = {start.head: self._head}
+        self._worker: StageWorker | None = None
+        self._running = True
+        self._calls: dict[str, Callable[[Any], object]] = {
+            "prepare": self._prepare,
+            "bind": self._bind,
+            "route": self._route,
+            "unroute": self._unroute,
+            "release": self._release,
+            "worker": self._call_worker,
+        }
+
+    def serve(self) -> None:
+        """Handle messages until released."""
+        while self._running:
+            parts = self._inbox.receive()
+            if parts is None:
+                return
+            try:
+                frame, buffers = unpack(parts)
+            except FrameError as error:
+                self._head.send(Rejected(self._start.name, -1, -1, str(error)))
+                continue
+            if isinstance(frame, Batch):
+                self._compute(frame, buffers)
+            elif isinstance(frame, Call):
+                self._answer(frame, buffers[0])
+            else:
+                self._head.send(Rejected(self._start.name, -1, -1, f"a stage does not take {type(frame).__name__}"))
+        self._context.destroy(linger=1000)
+
+    # -- batches ---------------------------------------------------------------------------------------------------
+
+    def _compute(self, frame: Batch, buffers: Sequence[Buffer]) -> None:
+        outbox = self._next.get(frame.epoch)
+        if outbox is None or self._worker is None:
+            served = sorted(self._next)
+            reason = f"epoch {frame.epoch} is not served by stage {self._start.name}, which serves {served}"
+            self._head.send(Rejected(self._start.name, frame.epoch, frame.sequence, reason))
+            return
+        if frame.payload_buffers == 0:  # a probe: it only has to come through
+            last = self._start.rank == len(self._start.layer_counts) - 1
+            outbox.send(Result(frame.epoch, frame.sequence, 0) if last else frame)
+            return
+        start_ns = time.monotonic_ns()
+        payload, tensor_buffers = buffers[: frame.payload_buffers], buffers[frame.payload_buffers :]
+        try:
+            batch = decode_batch(payload)
+            hidden = _to_tensors(frame.tensors, tensor_buffers)
+            output = self._worker.compute(batch, hidden)
+        except Exception as error:  # noqa: BLE001 - any failure of this batch is the head's to decide about
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {error}"
+            self._head.send(Rejected(self._start.name, frame.epoch, frame.sequence, reason))
+            return
+        spans = (*frame.spans, StageSpan(self._start.name, start_ns, time.monotonic_ns()))
+        if isinstance(output, BatchOutput):
+            encoded = encode(output)
+            outbox.send(Result(frame.epoch, frame.sequence, len(encoded), spans), encoded)
+        else:
+            metas, raw = _to_buffers(output)
+            outbox.send(Batch(frame.epoch, frame.sequence, len(payload), metas, spans), [*payload, *raw])
+
+    # -- control ---------------------------------------------------------------------------------------------------
+
+    def _answer(self, call: Call, arguments: Buffer) -> None:
+        try:
+            method = self._calls.get(call.method)
+            if method is None:
+                raise StageError(f"unknown call {call.method!r}")
+            result = msgspec.msgpack.encode(method(msgspec.msgpack.decode(arguments)))
+        except Exception as error:  # noqa: BLE001 - every failure of a call is told to the caller
+            traceback.print_exc()
+            self._head.send(Reply(self._start.name, call.call, f"{type(error).__name__}: {error}", 0))
+            return
+        self._head.send(Reply(self._start.name, call.call), [result])
+
+    def _prepare(self, _: object) -> dict[str, Any]:
+        """Load the stage's layers; returns timings in ms, bytes of weights and the KV cache spec."""
+        timings: dict[str, float] = {}
+        before = anonymous_bytes()
+        self._worker = worker = _in_background(
+            lambda: _load_worker(self._start, self._vllm_config, self._warm_model, timings), 1
+        )
+        return {
+            "timings_ms": timings,
+            "memory_bytes": anonymous_bytes() - before,
+            "kv_specs": encode_specs(worker.get_kv_cache_spec()),
+            "kv_layouts": worker.get_supported_kv_cache_layouts(),
+        }
+
+    def _bind(self, arguments: dict[str, Any]) -> None:
+        """View the KV pool and run dummy batches, so that the first real one meets warm kernels."""
+        binding = msgspec.convert(arguments, PoolBinding)
+        worker = self._ready_worker()
+
+        def bind() -> None:
+            worker.bind_kv(KVPool(self._pool_descriptor, binding.shape), binding.layout_name)
+            worker.compile_or_warm_up_model()
+            worker.warm_up(binding.warm_up_tokens)
+
+        # With the threads that real batches use: kernels are prepared for a number of threads.
+        _in_background(bind, threads=torch.get_num_threads())
+
+    def _route(self, arguments: dict[str, Any]) -> None:
+        """Serve `epoch`: send what this stage computes to `next`."""
+        address = arguments["next"]
+        if address not in self._outboxes:
+            self._outboxes[address] = Outbox(self._context, address)
+        self._next[arguments["epoch"]] = self._outboxes[address]
+
+    def _unroute(self, arguments: dict[str, Any]) -> None:
+        """Stop serving `epoch`; its frames are rejected from now on."""
+        self._next.pop(arguments["epoch"], None)
+
+    def _release(self, _: object) -> None:
+        """End the process after this call is answered."""
+        self._running = False
+
+    def _call_worker(self, arguments: dict[str, Any]) -> object:
+        """Call a method of vLLM's worker whose arguments and result are plain data."""
+        return getattr(self._ready_worker(), arguments["method"])(*arguments["args"], **arguments["kwargs"])
+
+    def _ready_worker(self) -> StageWorker:
+        if self._worker is None:
+            raise StageError(f"stage {self._start.name} is not prepared yet")
+        return self._worker
+
+
+def _in_background(work: Callable[[], _T], threads: int) -> _T:
+    """Run `work` on a thread that only gets the processor when nobody else wants it, and wait for it."""
+    outcome: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            # Any other policy, even the lowest priority, may finish its time slice before a woken stage gets its core.
+            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+            torch.set_num_threads(threads)
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=run, name="background")
+    thread.start()
+    thread.join()
+    return outcome.result()
+
+
+def _load_worker(
+    start: StageStart, config: VllmConfig, warm_model: WarmModel, timings: dict[str, float]
+) -> StageWorker:
+    """Construct the worker and load its layers; `timings` gets each part in ms."""
+    clock = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        timings[name] = round(1e3 * (now - clock), 1)
+        clock = now
+
+    from vllm.config import set_current_vllm_config
+    from vllm.utils.network_utils import get_file_store_init_method
+    from vllm.utils.system_utils import set_process_title
+
+    from runtime.engine.stage_worker import StageWorker
+    from runtime.engine.warm_model import SoloGroup
+
+    set_process_title(f"stage-{start.rank}[{start.layers}]")
+    os.environ["VLLM_PP_LAYER_PARTITION"] = ",".join(map(str, start.layer_counts))
+    parallel = config.parallel_config
+    parallel.pipeline_parallel_size = parallel.world_size = len(start.layer_counts)
+    with set_current_vllm_config(config):
+        worker = StageWorker(
+            vllm_config=config,
+            local_rank=0,
+            rank=0,
+            distributed_init_method=get_file_store_init_method(),
+            is_driver_worker=True,
+        )
+        worker.position = SoloGroup(start.rank, len(start.layer_counts))
+        worker.layers = start.layers
+        worker.warm_model = warm_model
+        lap("construct")
+        worker.init_device()
+        lap("init_device")
+        worker.load_model()
+        lap("load_model")
+    return worker
+
+
+def _to_tensors(metas: Sequence[TensorMeta], buffers: Sequence[Buffer]) -> dict[str, torch.Tensor] | None:
+    """Read hidden states; raises StageError when a buffer is not what its description says."""
+    tensors = {}
+    for meta, buffer in zip(metas, buffers, strict=True):
+        dtype = getattr(torch, meta.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise StageError(f"tensor {meta.name!r} has unknown type {meta.dtype!r}")
+        expected = dtype.itemsize
+        for size in meta.shape:
+            expected *= size
+        if any(size < 0 for size in meta.shape) or expected != len(buffer):
+            raise StageError(f"tensor {meta.name!r} of {meta.dtype}{list(meta.shape)} came with {len(buffer)} bytes")
+        # bytearray: torch wants memory that it may write to; hidden states are small.
+        tensors[meta.name] = torch.frombuffer(bytearray(buffer), dtype=dtype).view(meta.shape)
+    return tensors or None
+
+
+def _to_buffers(tensors: dict[str, torch.Tensor]) -> tuple[tuple[TensorMeta, ...], list[Buffer]]:
+    """Give hidden states as descriptions and raw host memory (which numpy keeps alive until it is sent)."""
+    metas: list[TensorMeta] = []
+    buffers: list[Buffer] = []
+    for name, tensor in tensors.items():
+        host = tensor.detach().to("cpu").contiguous()
+        metas.append(TensorMeta(name, str(host.dtype).removeprefix("torch."), tuple(host.shape)))
+        buffers.append(memoryview(host.view(-1).view(torch.uint8).numpy()))
+    return tuple(metas), buffers

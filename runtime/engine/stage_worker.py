@@ -1,0 +1,258 @@
+"""A vLLM worker that owns one contiguous range of layers and knows nothing of its neighbours.
+
+Stock vLLM ties pipeline stages together in one process group made at start. Here each stage has a group of its own,
+of size one; what the model asks its pipeline group (am I first, am I last, which layers are mine) is answered by a
+`SoloGroup`. Hidden states come and go as plain tensors, so the chain can be re-wired between two batches.
+
+The KV cache is not allocated: the worker views the layers it owns in the node's pool (`runtime.warm.kv_pool`), records
+after each batch how far every block is valid, and checks that record before it goes on with a request that
+another stage computed (invariant I2).
+
+Everything here overrides or replaces named parts of vLLM 0.32; `runtime.engine.compat` guards the version.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.config import set_current_vllm_config
+from vllm.distributed import parallel_state
+from vllm.platforms import current_platform
+from vllm.sampling_params import SamplingType
+from vllm.sequence import IntermediateTensors
+from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
+from vllm.v1.kv_cache_interface import KVCacheTensor, UniformTypeKVCacheSpecs, create_kv_cache_views
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.worker import gpu_model_runner
+from vllm.v1.worker.gpu_input_batch import CachedRequestState
+
+from runtime.engine.errors import StageError
+from runtime.engine.messages import BatchOutput, ScheduledBatch, batch_to_vllm, output_from_vllm
+from runtime.engine.seeded_generator import SeededGenerator
+from runtime.engine.substitution import substituted
+from runtime.warm.kv_pool import KVPool, block_spans
+
+if current_platform.is_cpu():
+    from vllm.v1.worker import cpu_worker as base_module
+    from vllm.v1.worker.cpu_worker import CPUWorker as BaseWorker
+else:
+    from vllm.v1.worker import gpu_worker as base_module
+    from vllm.v1.worker.gpu_worker import Worker as BaseWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+    from runtime.engine.warm_model import SoloGroup, WarmModel
+    from runtime.layout import LayerRange
+
+
+class StageWorker(BaseWorker):
+    """One stage. vLLM constructs it; `position`, `layers` and `warm_model` are set before `init_device`."""
+
+    position: SoloGroup
+    layers: LayerRange
+    warm_model: WarmModel
+    pool: KVPool
+
+    def init_device(self) -> None:
+        """Make the process groups with one member, then take the place in the pipeline."""
+        parallel = self.vllm_config.parallel_config
+        sizes = parallel.pipeline_parallel_size, parallel.world_size
+        parallel.pipeline_parallel_size = parallel.world_size = 1
+        init_groups = base_module.init_worker_distributed_environment
+
+        def init_groups_then_take_position(*args: Any, **kwargs: Any) -> None:
+            init_groups(*args, **kwargs)
+            parallel_state._PP = self.position
+            parallel.pipeline_parallel_size, parallel.world_size = sizes
+
+        with substituted(base_module, "init_worker_distributed_environment", init_groups_then_take_position):
+            super().init_device()
+
+    def load_model(self, **kwargs: Any) -> None:
+        """Take over or load the layers of this stage; in eager mode also make the buffer for hidden states."""
+        runner = self.model_runner
+        inherited = self.warm_model.slice_for(self.layers, self.vllm_config)
+        if inherited is None:
+            super().load_model(**kwargs)
+        else:
+            runner.model = inherited
+        if not self.position.is_first_rank and runner.intermediate_tensors is None:
+            runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+                batch_size=runner.max_num_tokens, dtype=self.model_config.dtype, device=self.device
+            )
+
+    def bind_kv(self, pool: KVPool, layout_name: str) -> None:
+        """View this stage's layers in the node's KV pool and finish vLLM's own set-up around them.
+
+        Raises:
+            StageError: the pool has another shape than this model's cache.
+
+        """
+        self.pool = pool
+        shape = pool.shape
+        cache = self.vllm_config.cache_config
+        cache.num_gpu_blocks_override = shape.blocks
+        with set_current_vllm_config(self.vllm_config):
+            self.set_kv_cache_layout(layout_name)
+            own_bytes = shape.layer_bytes * max(len(self.layers), 1)
+            config = get_kv_cache_configs(self.vllm_config, [self.get_kv_cache_spec()], [own_bytes])[0]
+            config.kv_cache_layout = layout_name
+            if config.num_blocks != shape.blocks:
+                raise StageError(f"this stage made {config.num_blocks} KV blocks, the pool has {shape.blocks}")
+            with substituted(gpu_model_runner, "allocate_kv_cache", self._view_pool):
+                self.initialize_from_config(config)
+
+    @torch.inference_mode()
+    def warm_up(self, sizes: Sequence[int]) -> None:
+        """Run dummy batches of `sizes` tokens, so that real ones meet warm kernels and mapped memory."""
+        for tokens in sizes:
+            _, last_hidden = self.model_runner._dummy_run(tokens)
+            if self.position.is_last_rank:
+                self.model_runner._dummy_sampler_run(last_hidden)
+        self.pool.populate(range(self.layers.first, self.layers.stop))
+
+    def _view_pool(
+        self, config: KVCacheConfig, device: torch.device, layout: Any, kernel_block_sizes: list[int] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Do what vLLM's `allocate_kv_cache` does, over the pool: one dense region per layer."""
+        views: dict[str, torch.Tensor] = {}
+        for group_index, group in enumerate(config.kv_cache_groups):
+            for name in group.layer_names:
+                spec = group.kv_cache_spec
+                if isinstance(spec, UniformTypeKVCacheSpecs):
+                    spec = spec.kv_cache_specs[name]
+                memory = self.pool.layer_memory(layer_index(name))
+                if spec.page_size_bytes * config.num_blocks != len(memory):
+                    raise StageError(
+                        f"layer {name} needs {spec.page_size_bytes * config.num_blocks} bytes of KV, "
+                        f"its place in the pool has {len(memory)}"
+                    )
+                place = KVCacheTensor(len(memory), [name], layer_stride=len(memory), block_stride=spec.page_size_bytes)
+                raw = torch.frombuffer(memory, dtype=torch.int8).to(device)
+                kernel_block_size = kernel_block_sizes[group_index] if kernel_block_sizes else None
+                (views[name],) = create_kv_cache_views(raw, spec, config.num_blocks, layout, place, kernel_block_size)
+        return views
+
+    @torch.inference_mode()
+    def compute(
+        self, batch: ScheduledBatch, hidden: dict[str, torch.Tensor] | None
+    ) -> dict[str, torch.Tensor] | BatchOutput:
+        """Run one batch through this stage.
+
+        Args:
+            batch: what the scheduler decided, and the requests this stage has to be told about first.
+            hidden: hidden states of the previous stage, each ``[tokens, ...]``; None on the first stage.
+
+        Returns:
+            The hidden states for the next stage, or on the last stage the sampled output.
+
+        Raises:
+            StageError: a carried request's KV is not valid as far as promised.
+
+        """
+        runner = self.model_runner
+        self._take_over(batch)
+        scheduled, grammar = batch_to_vllm(batch)
+        tensors = IntermediateTensors({k: v.to(self.device) for k, v in hidden.items()}) if hidden else None
+        output = runner.execute_model(scheduled, tensors)
+        self._record_written(batch)
+        if isinstance(output, IntermediateTensors):
+            return dict(output.tensors)
+        if isinstance(output, ModelRunnerOutput):  # nothing was scheduled
+            return output_from_vllm(output, {})
+        seeded = self._seeded_generators()
+        for generator in seeded.values():
+            generator.remember()
+        output = runner.sample_tokens(grammar)
+        return output_from_vllm(
+            output, {request_id: generator.state_bytes() for request_id, generator in seeded.items()}
+        )
+
+    def _take_over(self, batch: ScheduledBatch) -> None:
+        """Learn the carried requests, replacing whatever this stage believed of them."""
+        runner = self.model_runner
+        outdated = [request.id for request in batch.carried]
+        if batch.replayed:
+            outdated += [request.id for request in batch.new if request.id in runner.requests]
+        for request_id in outdated:
+            runner.requests.pop(request_id, None)
+            runner.num_prompt_logprobs.pop(request_id, None)
+            runner.input_batch.remove_request(request_id)
+        for carried in batch.carried:
+            generator = None
+            if carried.sampling_params.sampling_type == SamplingType.RANDOM_SEED:
+                generator = SeededGenerator(self.device, carried.sampling_params.seed, carried.generator_state)
+            runner.requests[carried.id] = CachedRequestState(
+                req_id=carried.id,
+                prompt_token_ids=carried.prompt_token_ids,
+                mm_features=[],
+                sampling_params=carried.sampling_params,
+                generator=generator,
+                block_ids=carried.block_ids,
+                num_computed_tokens=carried.computed_tokens,
+                output_token_ids=carried.output_token_ids,
+            )
+            wanted = carried.sampling_params.prompt_logprobs
+            if wanted is not None and carried.computed_tokens < len(carried.prompt_token_ids):
+                runner.num_prompt_logprobs[carried.id] = runner.input_batch.vocab_size if wanted == -1 else wanted
+        self._check_watermarks(batch)
+
+    def _check_watermarks(self, batch: ScheduledBatch) -> None:
+        """Invariant I2: what others computed for a request is in the pool, to the token."""
+        inherited: list[tuple[str, list[int], int]] = [
+            (new.id, new.block_ids[0], new.computed_tokens) for new in batch.new if new.computed_tokens
+        ]
+        carried = {request.id: request for request in batch.carried}
+        for known in batch.known:
+            if known.resumed:
+                inherited.append((known.id, (known.new_block_ids or ([],))[0], known.computed_tokens))
+            elif known.id in carried:
+                blocks = carried[known.id].block_ids[0] + (known.new_block_ids or ([],))[0]
+                inherited.append((known.id, blocks, known.computed_tokens))
+        rows = range(self.layers.first, self.layers.stop)
+        for request_id, blocks, tokens in inherited:
+            stale = self.pool.stale_blocks(rows, blocks, tokens)
+            if stale:
+                layer, block, valid = stale[0]
+                raise StageError(
+                    f"request {request_id}: {tokens} tokens are promised, but layer {layer}, block {block} is valid "
+                    f"for {valid} tokens only ({len(stale)} stale blocks in all)"
+                )
+
+    def _record_written(self, batch: ScheduledBatch) -> None:
+        """Advance the pool's watermarks to what this batch has just written."""
+        spans = []
+        for entry in batch.entries():
+            stop = entry.computed_tokens + batch.scheduled_tokens[entry.id]
+            blocks = self.model_runner.requests[entry.id].block_ids[0]
+            spans += block_spans(blocks, self.pool.shape.block_tokens, entry.computed_tokens, stop)
+        if spans:
+            blocks, first, stop_in_block = zip(*spans, strict=True)
+            self.pool.record_written(range(self.layers.first, self.layers.stop), blocks, first, stop_in_block)
+
+    def _seeded_generators(self) -> dict[str, SeededGenerator]:
+        """Return the generators of seeded requests in the batch, in a form whose state can be carried over."""
+        seeded = {}
+        input_batch = self.model_runner.input_batch
+        for index, generator in list(input_batch.generators.items()):
+            request_id = input_batch.req_ids[index]
+            if isinstance(generator, SeededGenerator):
+                seeded[request_id] = generator
+                continue
+            state = generator.get_state().numpy().tobytes()
+            seeded[request_id] = SeededGenerator(self.device, generator.initial_seed(), state)
+            input_batch.generators[index] = seeded[request_id]
+            self.model_runner.requests[request_id].generator = seeded[request_id]
+        return seeded
+
+
+def layer_index(layer_name: str) -> int:
+    """Return the layer number in a vLLM layer name such as ``model.layers.12.self_attn.attn``."""
+    numbers = [int(part) for part in layer_name.split(".") if part.isdigit()]
+    if len(numbers) != 1:
+        raise StageError(f"cannot tell which layer {layer_name!r} belongs to")
+    return numbers[0]

@@ -1,0 +1,124 @@
+"""The control API: ``/midstream/v1/...`` on the port of vLLM's server, through vLLM's own plug for HTTP endpoints.
+
+The routes only translate: every call goes to the pipeline in the engine's process over vLLM's utility calls
+(`runtime.engine.control`), and refusals become OpenAI-style errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from runtime.head.access import TOKEN_VARIABLE, AccessPolicy, is_loopback
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from starlette.datastructures import State
+    from vllm.engine.protocol import EngineClient
+
+_POLL_S = 0.1
+_MOST_WAIT_S = 300.0
+_STATUS_OF = {"busy": 409, "invalid": 422, "unknown": 404}
+
+router = APIRouter(prefix="/midstream/v1")
+
+
+class ReconfigurationRequest(BaseModel):
+    """Body of ``POST /midstream/v1/reconfigurations``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layers: str = Field(min_length=1, max_length=10_000, examples=["8,12,10"])
+
+
+class ControlPlugin:
+    """What vLLM's server loads from the entry point group ``vllm.endpoint_plugins``."""
+
+    name = "midstream"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Add the routes."""
+        app.include_router(router)
+
+    async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
+        """Keep what the routes need."""
+        local = bool(getattr(args, "uds", None)) or is_loopback(args.host)
+        state.midstream_engine = engine_client
+        state.midstream_access = AccessPolicy(local, os.environ.get(TOKEN_VARIABLE) or None)
+
+
+@router.get("/status")
+async def status(request: Request) -> JSONResponse:
+    """What serves now: layout, stages, epoch, phase, the change under way and the last one."""
+    return await _call(request, "status")
+
+
+@router.post("/reconfigurations")
+async def reconfigure(request: Request, body: ReconfigurationRequest) -> JSONResponse:
+    """Start a change; 202 with its report, 409 while another runs, 422 when it does not work."""
+    return await _call(request, "reconfigure", body.layers, success=202)
+
+
+@router.get("/reconfigurations/{change}")
+async def report(
+    request: Request, change: str, wait: Annotated[float, Query(ge=0, le=_MOST_WAIT_S)] = 0.0
+) -> JSONResponse:
+    """A change's report; with `wait`, as soon as it ended or that many seconds passed."""
+    deadline = time.monotonic() + wait
+    while True:
+        response = await _call(request, "report", change)
+        ended = response.status_code != 200 or b'"ended_at":null' not in bytes(response.body)
+        if ended or time.monotonic() >= deadline:
+            return response
+        await asyncio.sleep(_POLL_S)
+
+
+@router.delete("/reconfigurations/{change}")
+async def cancel(request: Request, change: str) -> JSONResponse:
+    """Stop a change that is not committed yet."""
+    return await _call(request, "cancel", change)
+
+
+@router.get("/story")
+async def whole_story(request: Request) -> JSONResponse:
+    """The journal: the newest entries of all changes."""
+    return await _call(request, "story", None, wrap="events")
+
+
+@router.get("/story/{subject}")
+async def story(request: Request, subject: str) -> JSONResponse:
+    """What happened to one change or request, in order."""
+    return await _call(request, "story", subject, wrap="events")
+
+
+@router.get("/trace")
+async def trace(request: Request) -> JSONResponse:
+    """Which stage computed which batch when: Chrome trace events, for Perfetto."""
+    return await _call(request, "trace", wrap="traceEvents")
+
+
+async def _call(
+    request: Request, method: str, *arguments: object, success: int = 200, wrap: str | None = None
+) -> JSONResponse:
+    refusal = request.app.state.midstream_access.refusal(request.headers)
+    if refusal is not None:
+        return _error(refusal[0], refusal[1], "access_denied")
+    engine: EngineClient = request.app.state.midstream_engine
+    (answer,) = await engine.collective_rpc(f"midstream.{method}", args=arguments)
+    if isinstance(answer, dict) and "refused" in answer:
+        kind = answer["refused"]
+        return _error(_STATUS_OF[kind], answer["message"], kind, change=answer.get("change"))
+    return JSONResponse({wrap: answer} if wrap else answer, success)
+
+
+def _error(code: int, message: str, kind: str, **details: Any) -> JSONResponse:
+    error = {"message": message, "type": kind, "param": None, "code": code}
+    return JSONResponse({"error": error, **{key: value for key, value in details.items() if value}}, code)

@@ -1,0 +1,104 @@
+"""Start vLLM's own OpenAI server on the pipeline executor.
+
+Nothing of the server is rebuilt: this composes the arguments of ``vllm serve`` and the environment it starts in, and
+hands over to vLLM's command line. Every flag of ``vllm serve`` can be given and wins over what is set here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from runtime.model import ResolvedModel
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What `midstream serve` was asked for. `extra` are flags for vLLM, passed on as they are."""
+
+    layers: str | None = None
+    host: str = DEFAULT_HOST
+    port: int = DEFAULT_PORT
+    threads: int = 0
+    batches_in_flight: int = 0
+    extra: Sequence[str] = ()
+
+
+def vllm_arguments(model: ResolvedModel, options: ServeOptions, *, on_cpu: bool) -> list[str]:
+    """Compose the command line of vLLM's API server, without the program's name."""
+    defaults: dict[str, list[str]] = {
+        "--served-model-name": [model.served_name],
+        # Every change is a change of processes; compiling each of them first would take minutes on a processor.
+        **({"--enforce-eager": []} if on_cpu else {}),
+        # The built-in model is stored in float32, and in float32 equal requests give equal tokens in any company.
+        **({"--dtype": ["float32"]} if model.origin == "built-in" else {}),
+    }
+    given = {argument.split("=")[0] for argument in options.extra}
+    chosen = [part for flag, values in defaults.items() if flag not in given for part in (flag, *values)]
+    settings = {
+        "layers": options.layers or "",
+        "threads": options.threads,
+        "batches_in_flight": options.batches_in_flight,
+    }
+    return [
+        "--model",
+        model.path,
+        "--host",
+        options.host,
+        "--port",
+        str(options.port),
+        "--distributed-executor-backend",
+        "runtime.engine.executor.PipelineExecutor",
+        "--scheduler-cls",
+        "runtime.engine.scheduler.PipelineScheduler",
+        "--additional-config",
+        json.dumps({"midstream": settings}),
+        "--no-async-scheduling",
+        *chosen,
+        *options.extra,
+    ]
+
+
+def environment(model: ResolvedModel, current: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables to set before vLLM is imported; what the user has set stays."""
+    plugins = [name for name in current.get("VLLM_PLUGINS", "").split(",") if name]
+    wanted = {
+        # Stages come and go on the same cores: none may be nailed to some of them.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # An idle stage's worker threads must not spin on the cores that the next stage computes on. Long enough to
+        # bridge the pause between two kernels (0.1 ms), far shorter than the runtime's default (about 7 ms).
+        "GOMP_SPINCOUNT": "5000",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        **({"HF_HUB_OFFLINE": "1"} if model.origin != "hub" else {}),
+    }
+    chosen = {name: value for name, value in wanted.items() if name not in current}
+    # The allowlist of vLLM plugins: ours adds the control API.
+    chosen["VLLM_PLUGINS"] = ",".join([*plugins, "midstream"])
+    return chosen
+
+
+def serve(model: ResolvedModel, options: ServeOptions) -> None:
+    """Run the server in this process until it is told to stop."""
+    os.environ.update(environment(model, os.environ))
+
+    from runtime.engine.compat import check_torchvision, installed_version
+
+    installed_version()
+    check_torchvision()
+    # Not `vllm.entrypoints.cli`: it asks for the distribution `vllm`, which the processor build is not.
+    from vllm.entrypoints.launchers.api_server.entry import main as vllm_main
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    sys.argv = ["vllm", *vllm_arguments(model, options, on_cpu=on_cpu)]
+    vllm_main()

@@ -1,0 +1,319 @@
+"""Runs changes: feeds the pure protocol with events and carries out what it instructs.
+
+One change at a time. Its effects (start processes, copy, flip, release) run one after the other on a thread of their
+own, so that none overlaps another; the protocol itself runs on a second thread that never blocks on an effect, so a
+lease that lapses or a stage that dies is heard at once. Stopping a change first *interrupts* the effect under way by
+ending the new stages it waits for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from runtime.migration.errors import ChangeBusy, ChangeUnknown, NotMovableError
+from runtime.migration.protocol import (
+    ENDED,
+    ArmLease,
+    Cancelled,
+    ChainReady,
+    ChangeMachine,
+    CopyStale,
+    Event,
+    Failed,
+    Finish,
+    Instruction,
+    LeaseLapsed,
+    NotMovable,
+    Planned,
+    Prepare,
+    Release,
+    Released,
+    RollBack,
+    RolledBack,
+    RoundCopied,
+    Settled,
+    Step,
+    Switch,
+    Switched,
+)
+
+if TYPE_CHECKING:
+    from runtime.layout import Layout
+    from runtime.migration.journal import Journal
+    from runtime.migration.stop_rule import CopyRound
+
+_KEPT_CHANGES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Leases:
+    """The most seconds a change may spend in each step before it is aborted (or, once committed, forced)."""
+
+    prepare_s: float = 120.0
+    pre_copy_s: float = 120.0
+    cutover_s: float = 10.0
+    release_s: float = 15.0
+
+    def of(self, step: Step) -> float:
+        """Return the lease of a step."""
+        return {
+            Step.PREPARE: self.prepare_s,
+            Step.PRE_COPY: self.pre_copy_s,
+            Step.CUTOVER: self.cutover_s,
+            Step.RELEASE: self.release_s,
+        }[step]
+
+
+@dataclass(slots=True)
+class Cost:
+    """What a change cost, filled in by its effects: bytes of KV copied, extra bytes held at the peak, requests."""
+
+    bytes_moved: int = 0
+    peak_extra_bytes: int = 0
+    requests_carried: int = 0
+    prepare_ms: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+class ChangeEffects(Protocol):
+    """What a change needs done. Each call blocks until it is done, or raises."""
+
+    def layout(self) -> Layout:
+        """Return the layout that serves now."""
+
+    def plan(self, text: str) -> Layout:
+        """Check a target layout; raise ChangeRefused when it does not work. Touches nothing."""
+
+    def prepare(self, target: Layout, cost: Cost) -> int:
+        """Start, load, bind and connect the stages of `target`, and probe their chain; return its epoch."""
+
+    def copy_stale(self, cost: Cost) -> CopyRound:
+        """Copy what is stale of the moving layers, once."""
+
+    def switch(self, cost: Cost, *, copy_delta: bool) -> bool:
+        """Flip the route; return whether there was no request at all. Raises NotMovableError."""
+
+    def interrupt(self) -> None:
+        """End the new stages so that an effect that waits for them fails now."""
+
+    def roll_back(self) -> None:
+        """Serve from the old chain alone and discard what is left of the new one."""
+
+    def release(self, cost: Cost) -> None:
+        """Let the stages go that only the old layout needs."""
+
+
+@dataclass(slots=True)
+class Change:
+    """One change and its report."""
+
+    id: str
+    machine: ChangeMachine
+    cost: Cost = field(default_factory=Cost)
+    started_at: float = field(default_factory=time.time)
+    ended_at: float | None = None
+    cutover_at: float | None = None
+    epoch: int = 0
+    steps_ms: dict[str, float] = field(default_factory=dict)
+    ended: threading.Event = field(default_factory=threading.Event)
+    events: queue.Queue[Event] = field(default_factory=queue.Queue)
+
+    def report(self) -> dict[str, Any]:
+        """Return plain data; times in unix seconds and ms, sizes in bytes."""
+        step = self.machine.step
+        state = str(step) if step in ENDED else "running"
+        return {
+            "id": self.id,
+            "state": state,
+            "step": str(step),
+            "from": str(self.machine.source),
+            "to": str(self.machine.target),
+            "epoch": self.epoch,
+            "reason": self.machine.reason,
+            "started_at": self.started_at,
+            "cutover_at": self.cutover_at,
+            "ended_at": self.ended_at,
+            "total_ms": round(1e3 * ((self.ended_at or time.time()) - self.started_at), 1),
+            "steps_ms": dict(self.steps_ms),
+            "rounds": len(self.machine.rounds),
+            "bytes_moved": self.cost.bytes_moved,
+            "peak_extra_bytes": self.cost.peak_extra_bytes,
+            "requests_carried": self.cost.requests_carried,
+            "prepare_ms": self.cost.prepare_ms,
+        }
+
+
+class Coordinator:
+    """Accepts changes, one at a time, and runs them. Thread-safe."""
+
+    def __init__(self, effects: ChangeEffects, journal: Journal, leases: Leases | None = None) -> None:
+        self._effects = effects
+        self._journal = journal
+        self._leases = leases or Leases()
+        self._lock = threading.Lock()
+        self._changes: dict[str, Change] = {}
+        self._current: Change | None = None
+        self._count = 0
+        # One thread: effects of one change never overlap.
+        self._worker = ThreadPoolExecutor(1, "change-effects")
+
+    @property
+    def current(self) -> Change | None:
+        """The change under way, if any."""
+        return self._current
+
+    @property
+    def last(self) -> Change | None:
+        """The change that was accepted last."""
+        with self._lock:
+            return next(reversed(self._changes.values()), None)
+
+    def request(self, text: str) -> Change:
+        """Accept a change to the layout `text` and start it.
+
+        Raises:
+            ChangeBusy: another one is under way.
+            ChangeRefused, LayoutError: the plan does not work; nothing was touched.
+
+        """
+        with self._lock:
+            if self._current is not None:
+                raise ChangeBusy(self._current.id)
+            started_at, clock = time.time(), time.perf_counter()
+            target = self._effects.plan(text)
+            self._count += 1
+            machine = ChangeMachine(f"change-{self._count}", self._effects.layout(), target)
+            change = Change(machine.change, machine, started_at=started_at)
+            change.steps_ms[Step.PLAN] = round(1e3 * (time.perf_counter() - clock), 1)
+            self._changes[change.id] = self._current = change
+            while len(self._changes) > _KEPT_CHANGES:
+                del self._changes[next(iter(self._changes))]
+        self._journal.tell(change.id, "planned", source=str(machine.source), target=str(target))
+        threading.Thread(target=self._run, args=(change,), name=change.id, daemon=True).start()
+        return change
+
+    def find(self, change_id: str) -> Change:
+        """Return a change by id; raises ChangeUnknown."""
+        with self._lock:
+            if change_id not in self._changes:
+                known = ", ".join(self._changes) or "none yet"
+                raise ChangeUnknown(f"no change {change_id!r}; known are: {known}")
+            return self._changes[change_id]
+
+    def cancel(self, change_id: str) -> Change:
+        """Stop a change if it is not committed yet; raises ChangeUnknown."""
+        change = self.find(change_id)
+        change.events.put(Cancelled("it was cancelled"))
+        return change
+
+    def post(self, event: Event) -> None:
+        """Tell the change under way of something; without one, nothing happens."""
+        change = self._current
+        if change is not None:
+            change.events.put(event)
+
+    def settled(self, epoch: int) -> None:
+        """The first result of `epoch` was revealed."""
+        change = self._current
+        if change is not None and change.epoch == epoch:
+            change.events.put(Settled())
+
+    def close(self) -> None:
+        """Start no further effect."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    # -- the protocol's thread ---------------------------------------------------------------------------------------
+
+    def _run(self, change: Change) -> None:
+        machine = change.machine
+        deadline: float | None = None
+        clock = time.perf_counter()
+        pending: Event = Planned()
+        while True:
+            before = machine.step
+            instructions = machine.handle(pending)
+            if machine.step is not before:
+                now = time.perf_counter()
+                if before is not Step.PLAN:
+                    change.steps_ms[before] = round(1e3 * (now - clock), 1)
+                clock = now
+                self._journal.tell(
+                    change.id, str(machine.step), **({"reason": machine.reason} if machine.reason else {})
+                )
+            for instruction in instructions:
+                if isinstance(instruction, ArmLease):
+                    deadline = time.monotonic() + self._leases.of(instruction.step)
+                elif isinstance(instruction, Finish):
+                    self._finish(change)
+                    return
+                else:
+                    self._start_effect(change, instruction)
+            pending = self._next_event(change, deadline)
+
+    def _next_event(self, change: Change, deadline: float | None) -> Event:
+        step = change.machine.step
+        # A roll-back has no lease: it must end, and the engine's own checks end a pipeline that cannot.
+        wait_s = None if deadline is None or step is Step.ABORTING else max(0.0, deadline - time.monotonic())
+        try:
+            return change.events.get(timeout=wait_s)
+        except queue.Empty:
+            return LeaseLapsed(step)
+
+    def _finish(self, change: Change) -> None:
+        change.ended_at = time.time()
+        report = change.report()
+        self._journal.tell(
+            change.id,
+            "ended",
+            **{
+                key: report[key] for key in ("state", "reason", "total_ms", "bytes_moved", "rounds", "requests_carried")
+            },
+        )
+        with self._lock:
+            self._current = None
+        change.ended.set()
+
+    # -- effects -----------------------------------------------------------------------------------------------------
+
+    def _start_effect(self, change: Change, instruction: Instruction) -> None:
+        if isinstance(instruction, RollBack):
+            self._effects.interrupt()
+        with contextlib.suppress(RuntimeError):  # closed: the pipeline is going, and with it this change
+            self._worker.submit(self._carry_out, change, instruction)
+
+    def _carry_out(self, change: Change, instruction: Instruction) -> None:
+        effects, events = self._effects, change.events
+        try:
+            match instruction:
+                case Prepare():
+                    change.epoch = effects.prepare(change.machine.target, change.cost)
+                    events.put(ChainReady())
+                case CopyStale():
+                    events.put(RoundCopied(effects.copy_stale(change.cost)))
+                case Switch(copy_delta=copy_delta):
+                    if change.machine.step is not Step.CUTOVER:
+                        return  # stopped before it began
+                    change.cutover_at = time.time()
+                    events.put(Switched(idle=effects.switch(change.cost, copy_delta=copy_delta)))
+                case RollBack():
+                    effects.roll_back()
+                    events.put(RolledBack())
+                case Release():
+                    effects.release(change.cost)
+                    events.put(Released())
+        except NotMovableError as error:
+            events.put(NotMovable(str(error)))
+        except Exception as error:  # noqa: BLE001 - whatever an effect raises stops the change, with its reason
+            self._journal.tell(change.id, "failed", what=type(instruction).__name__, error=str(error))
+            if isinstance(instruction, RollBack):
+                # The old chain could not be restored: its owner has ended the pipeline, and said so.
+                events.put(RolledBack())
+            elif isinstance(instruction, Release):
+                events.put(Released())
+            else:
+                events.put(Failed(str(error)))

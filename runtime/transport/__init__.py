@@ -1,0 +1,1 @@
+"""How head and stages talk: typed frames over ZeroMQ, raw tensor buffers, never a pickle."""

@@ -1,0 +1,138 @@
+"""The messages between head and stages, and how they become bytes.
+
+A message is a ZeroMQ multipart: one msgpack header (a tagged struct of this module, decoded strictly) followed by
+the raw buffers that the header announces. Nothing is ever unpickled, and a header of an unknown kind, with a missing
+or mistyped field, or with the wrong number of buffers is rejected as a whole (invariant I8).
+
+::
+
+    head ----- Batch ----> stage 0 --- Batch + hidden states ---> stage 1 ... ---> last stage
+    head <------------------------------------ Result ------------------------------------+
+    head <---- Rejected ---- any stage            (a frame of an epoch that it has no route for)
+    head ----- Call -------> any stage            (control: prepare, bind, route, release)
+    head <---- Reply ------- any stage
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Buffer = bytes | bytearray | memoryview
+
+
+class FrameError(ValueError):
+    """A message that must not be acted on: unknown kind, malformed header, or buffers that do not match it."""
+
+
+class TensorMeta(msgspec.Struct, frozen=True):
+    """What a raw tensor buffer holds: `dtype` is torch's name without the prefix, such as ``float32``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class StageSpan(msgspec.Struct, frozen=True):
+    """When a stage computed a batch, in nanoseconds of CLOCK_MONOTONIC (one clock for all processes of a machine)."""
+
+    stage: str
+    start_ns: int
+    end_ns: int
+
+
+class Batch(msgspec.Struct, tag="batch", frozen=True):
+    """One scheduled batch on its way down the chain of `epoch`.
+
+    Buffers: `payload_buffers` for the engine's own encoding of the batch, then one per entry of `tensors`.
+    """
+
+    epoch: int
+    sequence: int
+    payload_buffers: int
+    tensors: tuple[TensorMeta, ...] = ()
+    spans: tuple[StageSpan, ...] = ()
+
+    @property
+    def buffers(self) -> int:
+        """Return how many buffers follow the header."""
+        return self.payload_buffers + len(self.tensors)
+
+
+class Result(msgspec.Struct, tag="result", frozen=True):
+    """What the last stage made of a batch; the buffers hold the engine's own encoding of its output."""
+
+    epoch: int
+    sequence: int
+    buffers: int
+    spans: tuple[StageSpan, ...] = ()
+
+
+class Rejected(msgspec.Struct, tag="rejected", frozen=True):
+    """A stage refused or could not compute a batch; nothing of it was forwarded."""
+
+    stage: str
+    epoch: int
+    sequence: int
+    reason: str
+    buffers: int = 0
+
+
+class Call(msgspec.Struct, tag="call", frozen=True):
+    """A control call to one stage; the one buffer holds the msgpack-encoded arguments."""
+
+    call: int
+    method: str
+    buffers: int = 1
+
+
+class Reply(msgspec.Struct, tag="reply", frozen=True):
+    """The answer to a `Call`; the one buffer holds the msgpack-encoded result unless there is an `error`."""
+
+    stage: str
+    call: int
+    error: str | None = None
+    buffers: int = 1
+
+
+Frame = Batch | Result | Rejected | Call | Reply
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
+
+
+def pack(frame: Frame, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
+    """Return the multipart message for `frame` and its buffers.
+
+    Raises:
+        FrameError: the number of buffers is not what the header announces (a bug of the sender).
+
+    """
+    if len(buffers) != frame.buffers:
+        raise FrameError(f"{type(frame).__name__} announces {frame.buffers} buffers, but got {len(buffers)}")
+    return [_encoder.encode(frame), *buffers]
+
+
+def unpack(parts: Sequence[Buffer]) -> tuple[Frame, Sequence[Buffer]]:
+    """Read a multipart message.
+
+    Raises:
+        FrameError: the message must be dropped; the text says why.
+
+    """
+    if not parts:
+        raise FrameError("empty message")
+    try:
+        frame = _decoder.decode(parts[0])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FrameError(f"not a frame of this protocol: {error}") from error
+    buffers = parts[1:]
+    if len(buffers) != frame.buffers or min(frame.buffers, getattr(frame, "payload_buffers", 0)) < 0:
+        raise FrameError(f"{type(frame).__name__} announces {frame.buffers} buffers, but {len(buffers)} came")
+    if isinstance(frame, Call | Reply) and frame.buffers != (0 if getattr(frame, "error", None) is not None else 1):
+        raise FrameError(f"a {type(frame).__name__} has exactly one buffer, or none with an error, not {frame.buffers}")
+    return frame, buffers

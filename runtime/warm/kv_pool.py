@@ -1,0 +1,207 @@
+"""The KV cache of one pipeline on one node, in memory that outlives the stage processes.
+
+Problem: a KV cache allocated by the process that computes dies with it, and a new stage has to copy or recompute it.
+So the pool belongs to the node: one anonymous memory file holds every layer of the model, a stage maps it and views
+the layers it owns, and the next owner of a layer maps the same bytes. Pages are taken on first touch, so a node
+that owns ten of thirty layers pays for ten.
+
+Beside the bytes the pool keeps, for every layer and block, a *watermark*: how many leading tokens of the block are
+valid, and a *generation* that changes when the block starts over with other content. A stage writes both after each
+batch; a new owner checks them before it computes (invariant I2), and pre-copy uses them to send only what is stale.
+
+Layout of the memory file (all little-endian int32, native order)::
+
+    watermark  [layers, blocks]      tokens valid in the block
+    generation [layers, blocks]      times the block was started from its first token
+    layer 0 .. layer L-1             each `layer_bytes` long, page aligned; the engine decides what is inside
+
+Only one stage writes a layer at a time: the executor never has two epochs write the same block at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+_ALIGNMENT = mmap.PAGESIZE
+_MADV_POPULATE_WRITE = 23  # Linux 5.14; not in Python's mmap module
+
+
+class KVPoolError(RuntimeError):
+    """The KV pool cannot be made or mapped, or its content is not what a stage was promised."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVPoolShape:
+    """Dimensions of a pool: `layers` layers of `blocks` blocks with `block_tokens` tokens, `layer_bytes` per layer."""
+
+    layers: int
+    blocks: int
+    block_tokens: int
+    layer_bytes: int
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block of one layer."""
+        return self.layer_bytes // self.blocks
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token of one layer (rounded up when a block is padded)."""
+        return -(-self.block_bytes // self.block_tokens)
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of one bookkeeping table, page aligned."""
+        return _aligned(4 * self.layers * self.blocks)
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the memory file; pages that nobody touched cost nothing."""
+        return 2 * self.table_bytes + self.layers * _aligned(self.layer_bytes)
+
+
+class KVPool:
+    """A mapping of one node's KV pool. Every process that works on it holds its own `KVPool` over the same file."""
+
+    def __init__(self, descriptor: int, shape: KVPoolShape) -> None:
+        size = os.fstat(descriptor).st_size
+        if size < shape.total_bytes:
+            raise KVPoolError(
+                f"the KV pool's memory file has {size} bytes, but {shape.layers} layers with {shape.blocks} blocks "
+                f"need {shape.total_bytes}; was it reserved for another model?"
+            )
+        self.shape = shape
+        try:
+            self._map = mmap.mmap(descriptor, shape.total_bytes)
+        except OSError as error:
+            raise KVPoolError(f"cannot map the {shape.total_bytes} bytes of the KV pool: {error}") from error
+        table = (shape.layers, shape.blocks)
+        cells = shape.layers * shape.blocks
+        self.watermark = np.frombuffer(self._map, np.int32, cells).reshape(table)
+        self.generation = np.frombuffer(self._map, np.int32, cells, offset=shape.table_bytes).reshape(table)
+
+    @staticmethod
+    def new_descriptor(name: str) -> int:
+        """Make an empty memory file (inherited by forked stages); `reserve` gives it its size."""
+        return os.memfd_create(f"midstream-kv-{name}", 0)
+
+    @classmethod
+    def reserve(cls, descriptor: int, shape: KVPoolShape) -> KVPool:
+        """Give the memory file its size and map it.
+
+        Raises:
+            KVPoolError: the kernel refuses the size.
+
+        """
+        try:
+            os.ftruncate(descriptor, shape.total_bytes)
+        except OSError as error:
+            raise KVPoolError(f"cannot reserve {shape.total_bytes} bytes for the KV pool: {error}") from error
+        return cls(descriptor, shape)
+
+    def layer_memory(self, layer: int) -> memoryview:
+        """Return the writable bytes of `layer`, `shape.layer_bytes` long."""
+        if not 0 <= layer < self.shape.layers:
+            raise KVPoolError(f"layer {layer} is not in this pool of {self.shape.layers} layers")
+        start = 2 * self.shape.table_bytes + layer * _aligned(self.shape.layer_bytes)
+        return memoryview(self._map)[start : start + self.shape.layer_bytes]
+
+    def record_written(self, layers: range, blocks: Sequence[int], first: Sequence[int], stop: Sequence[int]) -> None:
+        """Record that tokens ``[first[i], stop[i])`` of ``blocks[i]`` were just written in all `layers`.
+
+        Writing token 0 of a block starts a new generation of it.
+        """
+        index = np.asarray(blocks, np.intp)
+        rows = slice(layers.start, layers.stop)
+        started = index[np.asarray(first) == 0]
+        if started.size:
+            self.generation[rows, started] += 1
+        self.watermark[rows, index] = np.asarray(stop, np.int32)
+
+    def stale_blocks(self, layers: range, blocks: Sequence[int], tokens: int) -> list[tuple[int, int, int]]:
+        """Compare watermarks with a promise: the `tokens` leading tokens of a request lie in `blocks`.
+
+        Returns:
+            (layer, block, valid tokens) wherever a block of `layers` holds fewer valid tokens than promised.
+
+        Raises:
+            KVPoolError: `blocks` has no room for so many tokens.
+
+        """
+        size = self.shape.block_tokens
+        used = -(-tokens // size)
+        if used == 0:
+            return []
+        if used > len(blocks):
+            raise KVPoolError(
+                f"{tokens} tokens are promised, but {len(blocks)} blocks hold {size * len(blocks)} at most"
+            )
+        index = np.asarray(blocks[:used], np.intp)
+        promised = np.full(used, size, np.int32)
+        promised[-1] = tokens - size * (used - 1)
+        # Block 0 is vLLM's null block: it stands for tokens that a layer no longer looks at.
+        promised[index == 0] = 0
+        valid = self.watermark[layers.start : layers.stop, index]
+        return [
+            (layers.start + int(row), int(index[column]), int(valid[row, column]))
+            for row, column in np.argwhere(valid < promised)
+        ]
+
+    def populate(self, layers: range) -> None:
+        """Map the pages of all blocks of `layers` in use now, instead of one page fault at a time later."""
+        shape = self.shape
+        for layer in layers:
+            used = np.flatnonzero(self.watermark[layer])
+            start = 2 * shape.table_bytes + layer * _aligned(shape.layer_bytes)
+            for run in np.split(used, np.flatnonzero(np.diff(used) > 1) + 1):
+                if run.size:
+                    first = (start + int(run[0]) * shape.block_bytes) // _ALIGNMENT * _ALIGNMENT
+                    stop = start + (int(run[-1]) + 1) * shape.block_bytes
+                    with contextlib.suppress(OSError):  # a kernel without it: pages are mapped on first touch
+                        self._map.madvise(_MADV_POPULATE_WRITE, first, _aligned(stop - first))
+
+    def touched_bytes(self) -> int:
+        """Bytes of KV that hold at least one valid token, for reports."""
+        return int(np.count_nonzero(self.watermark)) * self.shape.block_bytes
+
+    def scrub(self, layers: range) -> None:
+        """Zero the KV and the bookkeeping of `layers` and give their pages back to the kernel."""
+        self.watermark[layers.start : layers.stop] = 0
+        self.generation[layers.start : layers.stop] = 0
+        start = 2 * self.shape.table_bytes + layers.start * _aligned(self.shape.layer_bytes)
+        # MADV_REMOVE punches a hole: the pages are gone for every process that maps the file.
+        self._map.madvise(mmap.MADV_REMOVE, start, len(layers) * _aligned(self.shape.layer_bytes))
+
+
+def block_spans(blocks: Sequence[int], block_tokens: int, first: int, stop: int) -> list[tuple[int, int, int]]:
+    """Split tokens ``[first, stop)`` of a request by block.
+
+    Returns:
+        (block id, first token in the block, stop token in the block) in order.
+
+    """
+    spans = []
+    for position in range(first // block_tokens, -(-stop // block_tokens)):
+        start = position * block_tokens
+        spans.append((blocks[position], max(first - start, 0), min(stop - start, block_tokens)))
+    return spans
+
+
+def tables_view(table: npt.NDArray[np.int32], layers: Sequence[int]) -> npt.NDArray[np.int32]:
+    """Return the rows of a bookkeeping table for `layers`, as a copy that no writer changes."""
+    return table[np.asarray(layers, np.intp)].copy()
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,254 @@
+"""A preloaded process that forks stage processes, so that a new stage is ready in about a second instead of ten.
+
+Importing the engine takes most of a stage's start. The zygote is forked once from a process that has done it (or
+does it in `preload`), opens no device, starts no thread, and then only waits for orders::
+
+    parent --- Fork(key, payload) + file descriptors --> zygote --- fork --> child runs main(payload, descriptors)
+    parent <-- Forked(key, pid) ------------------------ zygote
+    parent <-- Exited(key, pid, status) ---------------- zygote   (whenever a child ends, whatever the reason)
+
+The socket is a private pair inherited by fork: nobody else can speak on it. When the parent goes, the socket
+closes and the zygote ends its children; when the zygote is killed, the kernel ends them (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    ChildMain = Callable[[bytes, list[int]], None]
+
+_MESSAGE_BYTES = 1 << 16
+_MAX_DESCRIPTORS = 16
+_PR_SET_PDEATHSIG = 1
+
+
+class ZygoteError(RuntimeError):
+    """The zygote is gone or could not fork."""
+
+
+class Fork(msgspec.Struct, tag="fork", frozen=True):
+    """Order: fork a child that runs the zygote's main with `payload`."""
+
+    key: str
+    payload: bytes
+
+
+class Forked(msgspec.Struct, tag="forked", frozen=True):
+    """Report: the child `key` runs as `pid`."""
+
+    key: str
+    pid: int
+
+
+class Exited(msgspec.Struct, tag="exited", frozen=True):
+    """Report: the child `key` ended; `status` is its exit code, negative for a signal."""
+
+    key: str
+    pid: int
+    status: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_order = msgspec.msgpack.Decoder(Fork).decode
+_decode_report = msgspec.msgpack.Decoder(Forked | Exited).decode
+
+
+class Zygote:
+    """The parent's handle on its zygote. Thread-safe.
+
+    Args:
+        main: runs in each child with the payload and the descriptors of its `Fork`; its return ends the child.
+        preload: runs once in the zygote, before the first order is served; import what every child needs there.
+        on_exit: called from a reader thread with (key, status) when a child ends.
+
+    """
+
+    def __init__(self, main: ChildMain, preload: Callable[[], None], on_exit: Callable[[str, int], None]) -> None:
+        self._on_exit = on_exit
+        self._lock = threading.Lock()
+        self._pids: dict[str, int] = {}
+        self._known = threading.Condition(self._lock)
+        self._gone = False
+        parent_socket, child_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = os.fork()
+        if self.pid == 0:
+            parent_socket.close()
+            _run_zygote(child_socket, main, preload)
+        child_socket.close()
+        self._socket = parent_socket
+        self._reader = threading.Thread(target=self._read_reports, name="zygote-reports", daemon=True)
+        self._reader.start()
+
+    def fork(self, key: str, payload: bytes, descriptors: Sequence[int] = (), timeout_s: float = 60.0) -> int:
+        """Fork a child and return its pid.
+
+        Raises:
+            ZygoteError: the zygote is gone, or did not answer within `timeout_s` seconds.
+
+        """
+        try:
+            socket.send_fds(self._socket, [_encode(Fork(key, payload))], list(descriptors))
+        except OSError as error:
+            raise ZygoteError(f"cannot start process {key!r}: the zygote (pid {self.pid}) is gone: {error}") from error
+        with self._known:
+            if not self._known.wait_for(lambda: key in self._pids or self._gone, timeout_s) or self._gone:
+                raise ZygoteError(f"cannot start process {key!r}: no answer from the zygote (pid {self.pid})")
+            return self._pids[key]
+
+    def kill(self, key: str, number: int = signal.SIGKILL) -> None:
+        """Send a signal to a child that this zygote started; nothing happens if it has ended."""
+        with self._lock:
+            pid = self._pids.get(key)
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+    def close(self) -> None:
+        """End the zygote and all its children."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._reader.join(timeout=10)
+        self._socket.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+    def _read_reports(self) -> None:
+        while True:
+            try:
+                message = self._socket.recv(_MESSAGE_BYTES)
+            except OSError:
+                message = b""
+            if not message:
+                with self._known:
+                    self._gone = True
+                    lost = list(self._pids)
+                    self._pids.clear()
+                    self._known.notify_all()
+                for key in lost:
+                    self._on_exit(key, -signal.SIGKILL)
+                return
+            report = _decode_report(message)
+            with self._known:
+                if isinstance(report, Forked):
+                    self._pids[report.key] = report.pid
+                else:
+                    self._pids.pop(report.key, None)
+                self._known.notify_all()
+            if isinstance(report, Exited):
+                self._on_exit(report.key, report.status)
+
+
+def _run_zygote(orders: socket.socket, main: ChildMain, preload: Callable[[], None]) -> None:
+    """Be the zygote; never returns."""
+    status = 1
+    try:
+        _leave_parent_behind(keep=orders.fileno())
+        preload()
+        _serve_orders(orders, main)
+        status = 0
+    except BaseException:  # noqa: BLE001 - the last frame of a process: report, then end without atexit handlers
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _serve_orders(orders: socket.socket, main: ChildMain) -> None:
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    keys: dict[int, str] = {}
+    poller = select.poll()
+    poller.register(orders, select.POLLIN)
+    poller.register(wake_read, select.POLLIN)
+    while True:
+        for descriptor, _ in poller.poll():
+            if descriptor == wake_read:
+                os.read(wake_read, 4096)
+                _report_exits(orders, keys)
+                continue
+            message, descriptors, _, _ = socket.recv_fds(orders, _MESSAGE_BYTES, _MAX_DESCRIPTORS)
+            if not message:
+                for pid in keys:
+                    os.kill(pid, signal.SIGKILL)
+                return
+            order = _decode_order(message)
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for unneeded in (wake_read, wake_write, orders.fileno()):
+                    os.close(unneeded)
+                orders.detach()
+                _run_child(main, order.payload, descriptors)
+            for descriptor_sent in descriptors:
+                os.close(descriptor_sent)
+            keys[pid] = order.key
+            orders.send(_encode(Forked(order.key, pid)))
+
+
+def _report_exits(orders: socket.socket, keys: dict[int, str]) -> None:
+    while keys:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        key = keys.pop(pid, None)
+        if key is not None:
+            orders.send(_encode(Exited(key, pid, os.waitstatus_to_exitcode(status))))
+
+
+def _run_child(main: ChildMain, payload: bytes, descriptors: list[int]) -> None:
+    """Be a stage process; never returns."""
+    status = 1
+    try:
+        _die_with_parent()
+        main(payload, descriptors)
+        status = 0
+    except BaseException:  # noqa: BLE001 - the last frame of a process: report, then end without atexit handlers
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _leave_parent_behind(keep: int) -> None:
+    """Undo what the parent's process owned: its sockets and pipes, its signal handlers, its place in the tree."""
+    _die_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A terminal's Ctrl-C reaches the whole group; only the parent decides when its stages end.
+        signal.signal(number, signal.SIG_IGN)
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor > 2 and descriptor != keep and _is_connection(descriptor):
+            os.close(descriptor)
+
+
+def _is_connection(descriptor: int) -> bool:
+    try:
+        target = os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return False
+    return target.startswith(("socket:", "pipe:"))
+
+
+def _die_with_parent() -> None:
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # the parent went before the kernel knew
+        os._exit(1)
