@@ -35,12 +35,17 @@ class ControlClient:
     def __init__(self, endpoint: str, transport: httpx.BaseTransport | None = None) -> None:
         token = os.environ.get(_TOKEN_VARIABLE)
         self._endpoint = endpoint.rstrip("/").removesuffix("/v1")
-        self._http = httpx.Client(
-            base_url=f"{self._endpoint}/midstream/v1",
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=_TIMEOUT_S,
-            transport=transport,
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=f"{self._endpoint}/midstream/v1",
+                headers={"Authorization": f"Bearer {token}"} if token else {},
+                timeout=_TIMEOUT_S,
+                transport=transport,
+            )
+        except httpx.InvalidURL as error:
+            raise ControlError(
+                f"{endpoint!r} is no address such as http://127.0.0.1:8000: {error}", refused=False
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -85,12 +90,16 @@ class ControlClient:
                 refused=False,
             ) from error
         try:
-            answer: dict[str, Any] = response.json()
+            content = response.json()
         except ValueError:
-            answer = {}
+            content = None
+        # Some other server may answer anything.
+        answer: dict[str, Any] = content if isinstance(content, dict) else {}
         if response.is_success and answer:
             return answer
-        message = answer.get("error", {}).get("message") or answer.get("detail") or f"HTTP {response.status_code}"
+        refusal = answer.get("error")
+        told = refusal.get("message") if isinstance(refusal, dict) else refusal
+        message = told or answer.get("detail") or f"HTTP {response.status_code}"
         if response.status_code == 404 and "error" not in answer:
             message = f"{self._endpoint} answers, but has no control API: it was not started by `midstream serve`"
         raise ControlError(str(message), refused=400 <= response.status_code < 500)

@@ -20,8 +20,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from runtime.engine.errors import StageError
 from runtime.engine.messages import BatchOutput, ScheduledBatch, decode_output, encode
 from runtime.transport.channel import ChannelError
@@ -102,6 +100,7 @@ class Dispatcher:
     _sequence: int = 0
     _in_flight: deque[_InFlight] = field(default_factory=deque)
     _held_until: float = 0.0
+    _falling_back: bool = False
     _dead: Exception | None = None
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -140,7 +139,7 @@ class Dispatcher:
     def _wait_for_turn(self, footprint: Footprint) -> None:
         def free() -> bool:
             held = time.monotonic() < self._held_until
-            return self._dead is not None or not (held or self._conflicts(footprint))
+            return self._dead is not None or not (held or self._falling_back or self._conflicts(footprint))
 
         if free():
             return
@@ -176,7 +175,7 @@ class Dispatcher:
         """Take a result from the wire (one thread only)."""
         try:
             output = decode_output(buffers)
-        except (msgspec.DecodeError, ValueError, TypeError) as error:
+        except Exception as error:  # noqa: BLE001 - vLLM's decoder raises whatever unexpected bytes make it raise
             self.on_failed(result.epoch, f"unreadable result of batch {result.sequence}: {error}")
             return
         revealed: list[_InFlight] = []
@@ -233,13 +232,16 @@ class Dispatcher:
 
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: not self.ledger.unfinished_prompt_logprobs(), timeout_s):
-                return False, self.ledger.unfinished_prompt_logprobs()
+            if not self._changed.wait_for(lambda: not self._unmovable(), timeout_s):
+                return False, self._unmovable()
             idle = not len(self.ledger)
             self._chain, self._probation = chain, not idle
             self._known.clear()
             self._changed.notify_all()
             return idle, []
+
+    def _unmovable(self) -> list[str]:
+        return self.ledger.unfinished_prompt_logprobs(entry.batch for entry in self._in_flight)
 
     def fall_back(self, chain: Chain) -> int:
         """Abandon the current chain: replay what it did not answer on `chain`, and go on there.
@@ -255,10 +257,14 @@ class Dispatcher:
             for entry in replayed:
                 # From here on, late results of the abandoned chain match no batch in flight and are dropped.
                 entry.epoch, entry.output = chain.epoch, None
-            while self._dead is None and any(entry.epoch != chain.epoch for entry in self._in_flight):
-                self._changed.wait()  # what an older chain still has in flight settles first
-            for entry in replayed:
-                self._send(entry, replayed=True)
+            self._falling_back = True  # no new batch may overtake the replay
+            try:
+                while self._dead is None and any(entry.epoch != chain.epoch for entry in self._in_flight):
+                    self._changed.wait()  # what an older chain still has in flight settles first
+                for entry in replayed:
+                    self._send(entry, replayed=True)
+            finally:
+                self._falling_back = False
             self.counters.replayed_batches += len(replayed)
             self._changed.notify_all()
             return len(replayed)

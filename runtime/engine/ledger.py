@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from runtime.engine.messages import BatchOutput, CarriedRequest, KnownRequest, ScheduledBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from vllm.sampling_params import SamplingParams
 
@@ -142,13 +142,21 @@ class Ledger:
         """Return the settled number of computed tokens of every request."""
         return {request_id: request.computed_tokens for request_id, request in self._requests.items()}
 
-    def unfinished_prompt_logprobs(self) -> list[str]:
-        """Return requests in the middle of computing prompt logprobs, which only their last stage remembers."""
+    def unfinished_prompt_logprobs(self, in_flight: Iterable[ScheduledBatch]) -> list[str]:
+        """Return requests in the middle of computing prompt logprobs, which only their last stage remembers.
+
+        What was sent counts, `in_flight` included: the stage that gets the first part of a prompt must get the rest.
+        """
+        sent = self.computed_tokens()
+        for batch in in_flight:
+            sent.update(
+                {entry.id: entry.computed_tokens + batch.scheduled_tokens[entry.id] for entry in batch.entries()}
+            )
         return [
             request_id
             for request_id, request in self._requests.items()
             if request.sampling_params.prompt_logprobs is not None
-            and 0 < request.computed_tokens < len(request.prompt_token_ids)
+            and 0 < sent[request_id] < len(request.prompt_token_ids)
         ]
 
 

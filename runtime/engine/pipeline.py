@@ -11,6 +11,7 @@ import dataclasses
 import math
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from runtime.layout import Layout
 from runtime.migration.coordinator import ChangeEffects, Coordinator, Cost, Leases
 from runtime.migration.errors import ChangeRefused, NotMovableError
 from runtime.migration.journal import Journal
-from runtime.migration.precopy import PreCopy
+from runtime.migration.precopy import LayerMove, PreCopy
 from runtime.migration.protocol import Failed
 from runtime.transport.frames import Batch
 from runtime.warm.kv_pool import KVPool
@@ -92,7 +93,7 @@ class Pipeline(ChangeEffects):
         self._pools: dict[str, KVPool] = {}
         self._binding: PoolBinding | None = None
         self._failed = threading.Event()
-        self._probes: dict[int, threading.Event] = {}
+        self._probes: dict[int, tuple[tuple[str, ...], Future[None]]] = {}  # by epoch: the stages, and when it passed
         self._carried_before = 0
         self._pre_copy: PreCopy | None = None
         self._epochs = 0
@@ -172,6 +173,11 @@ class Pipeline(ChangeEffects):
             cost.prepare_ms[stage.name] = stage.prepare_ms
             cost.peak_extra_bytes += stage.memory_bytes
         assembly.chain = self._connect(assembly.stages)
+        moved = old.layout.moved_layers(target)
+        if moved:
+            pools = [(self._pools[old.layout.node_of(layer)], self._pools[target.node_of(layer)]) for layer in moved]
+            self._pre_copy = PreCopy(tuple(LayerMove(layer, *pair) for layer, pair in zip(moved, pools, strict=True)))
+            cost.peak_extra_bytes += self._pre_copy.stale_bytes()
         return assembly.chain.epoch
 
     def copy_stale(self, cost: Cost) -> CopyRound:
@@ -359,12 +365,13 @@ class Pipeline(ChangeEffects):
 
     def _probe(self, chain: Chain) -> None:
         """Check the chain from end to end with a batch of nothing; this also opens every connection on the way."""
-        arrived = threading.Event()
-        self._probes[chain.epoch] = arrived
+        passed: Future[None] = Future()
+        self._probes[chain.epoch] = chain.stages, passed
         try:
             chain.first.send(Batch(chain.epoch, 0, 0))
-            if not arrived.wait(_CALL_TIMEOUT_S):
-                raise StageError(f"a probe did not pass through {' -> '.join(chain.stages)}")
+            passed.result(_CALL_TIMEOUT_S)
+        except TimeoutError as error:
+            raise StageError(f"a probe did not pass through {' -> '.join(chain.stages)}") from error
         finally:
             del self._probes[chain.epoch]
 
@@ -380,9 +387,9 @@ class Pipeline(ChangeEffects):
 
     def _on_result(self, result: Result, buffers: Sequence[Buffer]) -> None:
         if result.sequence == 0:
-            probe = self._probes.get(result.epoch)
-            if probe is not None:
-                probe.set()
+            _, passed = self._probes.get(result.epoch, (None, None))
+            if passed is not None and not passed.done():
+                passed.set_result(None)
             return
         self.dispatcher.on_result(result, buffers)
 
@@ -398,6 +405,9 @@ class Pipeline(ChangeEffects):
 
     def _on_lost(self, name: str, reason: str) -> None:
         self.journal.tell("pipeline", "stage lost", stage=name, reason=reason)
+        for stages, passed in list(self._probes.values()):
+            if name in stages and not passed.done():
+                passed.set_exception(StageError(reason))
         target = self._target
         if target is not None and name not in target.kept and any(stage.name == name for stage in target.stages):
             self.coordinator.post(Failed(reason))

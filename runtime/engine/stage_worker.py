@@ -28,7 +28,14 @@ from vllm.v1.worker import gpu_model_runner
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
 from runtime.engine.errors import StageError
-from runtime.engine.messages import BatchOutput, ScheduledBatch, batch_to_vllm, output_from_vllm
+from runtime.engine.messages import (
+    BatchOutput,
+    KnownRequest,
+    NewRequest,
+    ScheduledBatch,
+    batch_to_vllm,
+    output_from_vllm,
+)
 from runtime.engine.seeded_generator import SeededGenerator
 from runtime.engine.substitution import substituted
 from runtime.warm.kv_pool import KVPool, block_spans
@@ -156,10 +163,12 @@ class StageWorker(BaseWorker):
         """
         runner = self.model_runner
         self._take_over(batch)
+        spans = self._written_spans(batch)
+        self._check_watermarks(batch, spans)
         scheduled, grammar = batch_to_vllm(batch)
         tensors = IntermediateTensors({k: v.to(self.device) for k, v in hidden.items()}) if hidden else None
         output = runner.execute_model(scheduled, tensors)
-        self._record_written(batch)
+        self._record_written(spans)
         if isinstance(output, IntermediateTensors):
             return dict(output.tensors)
         if isinstance(output, ModelRunnerOutput):  # nothing was scheduled
@@ -199,40 +208,59 @@ class StageWorker(BaseWorker):
             wanted = carried.sampling_params.prompt_logprobs
             if wanted is not None and carried.computed_tokens < len(carried.prompt_token_ids):
                 runner.num_prompt_logprobs[carried.id] = runner.input_batch.vocab_size if wanted == -1 else wanted
-        self._check_watermarks(batch)
 
-    def _check_watermarks(self, batch: ScheduledBatch) -> None:
-        """Invariant I2: what others computed for a request is in the pool, to the token."""
-        inherited: list[tuple[str, list[int], int]] = [
-            (new.id, new.block_ids[0], new.computed_tokens) for new in batch.new if new.computed_tokens
-        ]
-        carried = {request.id: request for request in batch.carried}
-        for known in batch.known:
-            if known.resumed:
-                inherited.append((known.id, (known.new_block_ids or ([],))[0], known.computed_tokens))
-            elif known.id in carried:
-                blocks = carried[known.id].block_ids[0] + (known.new_block_ids or ([],))[0]
-                inherited.append((known.id, blocks, known.computed_tokens))
-        rows = range(self.layers.first, self.layers.stop)
-        for request_id, blocks, tokens in inherited:
-            stale = self.pool.stale_blocks(rows, blocks, tokens)
-            if stale:
-                layer, block, valid = stale[0]
-                raise StageError(
-                    f"request {request_id}: {tokens} tokens are promised, but layer {layer}, block {block} is valid "
-                    f"for {valid} tokens only ({len(stale)} stale blocks in all)"
-                )
-
-    def _record_written(self, batch: ScheduledBatch) -> None:
-        """Advance the pool's watermarks to what this batch has just written."""
+    def _written_spans(self, batch: ScheduledBatch) -> list[tuple[int, int, int]]:
+        """Return (block, first, stop) of everything this batch is about to write (before vLLM updates its state)."""
         spans = []
         for entry in batch.entries():
             stop = entry.computed_tokens + batch.scheduled_tokens[entry.id]
-            blocks = self.model_runner.requests[entry.id].block_ids[0]
+            blocks = self._blocks_of(entry)
             spans += block_spans(blocks, self.pool.shape.block_tokens, entry.computed_tokens, stop)
+        return spans
+
+    def _blocks_of(self, entry: NewRequest | KnownRequest) -> list[int]:
+        """Return a request's blocks as they are in this batch."""
+        if isinstance(entry, NewRequest):
+            return entry.block_ids[0]
+        added = entry.new_block_ids[0] if entry.new_block_ids else []
+        if entry.resumed:
+            return added
+        known: list[int] = self.model_runner.requests[entry.id].block_ids[0]
+        return known + added
+
+    def _check_watermarks(self, batch: ScheduledBatch, spans: list[tuple[int, int, int]]) -> None:
+        """Invariant I2: what this stage did not compute itself is in the pool, to the token.
+
+        Two requests of one batch may share a prefix that the batch itself writes: all keys and values of a layer are
+        stored before its attention reads any.
+        """
+        carried = {request.id for request in batch.carried}
+        rows = range(self.layers.first, self.layers.stop)
+        about_to_be_valid = {block: stop for block, _, stop in spans}
+        size = self.pool.shape.block_tokens
+        for entry in batch.entries():
+            inherits = isinstance(entry, NewRequest) or entry.resumed or entry.id in carried
+            if not inherits or entry.computed_tokens == 0:
+                continue
+            blocks = self._blocks_of(entry)
+            promised = {block: stop for block, _, stop in block_spans(blocks, size, 0, entry.computed_tokens)}
+            stale = [
+                (layer, block, valid)
+                for layer, block, valid in self.pool.stale_blocks(rows, blocks, entry.computed_tokens)
+                if about_to_be_valid.get(block, 0) < promised[block]
+            ]
+            if stale:
+                layer, block, valid = stale[0]
+                raise StageError(
+                    f"request {entry.id}: {entry.computed_tokens} tokens are promised, but layer {layer}, block {block} "
+                    f"is valid for {valid} tokens only ({len(stale)} stale blocks in all)"
+                )
+
+    def _record_written(self, spans: list[tuple[int, int, int]]) -> None:
+        """Advance the pool's watermarks to what this batch has just written."""
         if spans:
-            blocks, first, stop_in_block = zip(*spans, strict=True)
-            self.pool.record_written(range(self.layers.first, self.layers.stop), blocks, first, stop_in_block)
+            blocks, first, stop = zip(*spans, strict=True)
+            self.pool.record_written(range(self.layers.first, self.layers.stop), blocks, first, stop)
 
     def _seeded_generators(self) -> dict[str, SeededGenerator]:
         """Return the generators of seeded requests in the batch, in a form whose state can be carried over."""

@@ -61,9 +61,11 @@ class WarmModel:
         """Load and pack all layers (in the zygote)."""
         if not current_platform.is_cpu():
             return
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)
         with _solo_groups(), set_current_vllm_config(config):
             model = get_model(vllm_config=config)
+        torch.set_num_threads(threads)  # for the children; this starts none
         if _bounded_modules(model):
             self._model = model
         else:

@@ -4,7 +4,7 @@ Importing the engine takes most of a stage's start. The zygote is forked once fr
 does it in `preload`), opens no device, starts no thread, and then only waits for orders::
 
     parent --- Fork(key, payload) + file descriptors --> zygote --- fork --> child runs main(payload, descriptors)
-    parent <-- Forked(key, pid) ------------------------ zygote
+    parent <-- Forked(key, pid), or NotForked ---------- zygote
     parent <-- Exited(key, pid, status) ---------------- zygote   (whenever a child ends, whatever the reason)
 
 The socket is a private pair inherited by fork: nobody else can speak on it. When the parent goes, the socket
@@ -54,6 +54,13 @@ class Forked(msgspec.Struct, tag="forked", frozen=True):
     pid: int
 
 
+class NotForked(msgspec.Struct, tag="not_forked", frozen=True):
+    """Report: the kernel refused to make the child `key`."""
+
+    key: str
+    reason: str
+
+
 class Exited(msgspec.Struct, tag="exited", frozen=True):
     """Report: the child `key` ended; `status` is its exit code, negative for a signal."""
 
@@ -64,7 +71,7 @@ class Exited(msgspec.Struct, tag="exited", frozen=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_order = msgspec.msgpack.Decoder(Fork).decode
-_decode_report = msgspec.msgpack.Decoder(Forked | Exited).decode
+_decode_report = msgspec.msgpack.Decoder(Forked | NotForked | Exited).decode
 
 
 class Zygote:
@@ -81,13 +88,15 @@ class Zygote:
         self._on_exit = on_exit
         self._lock = threading.Lock()
         self._pids: dict[str, int] = {}
+        self._answers: dict[str, Forked | NotForked] = {}
         self._known = threading.Condition(self._lock)
         self._gone = False
         parent_socket, child_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
             parent_socket.close()
-            _run_zygote(child_socket, main, preload)
+            _run_zygote(parent, child_socket, main, preload)
         child_socket.close()
         self._socket = parent_socket
         self._reader = threading.Thread(target=self._read_reports, name="zygote-reports", daemon=True)
@@ -97,7 +106,7 @@ class Zygote:
         """Fork a child and return its pid.
 
         Raises:
-            ZygoteError: the zygote is gone, or did not answer within `timeout_s` seconds.
+            ZygoteError: the zygote is gone, could not fork, or did not answer within `timeout_s` seconds.
 
         """
         try:
@@ -105,9 +114,13 @@ class Zygote:
         except OSError as error:
             raise ZygoteError(f"cannot start process {key!r}: the zygote (pid {self.pid}) is gone: {error}") from error
         with self._known:
-            if not self._known.wait_for(lambda: key in self._pids or self._gone, timeout_s) or self._gone:
-                raise ZygoteError(f"cannot start process {key!r}: no answer from the zygote (pid {self.pid})")
-            return self._pids[key]
+            # Not `_pids`: a child that ended at once has left it already.
+            self._known.wait_for(lambda: key in self._answers or self._gone, timeout_s)
+            answer = self._answers.pop(key, None)
+        if isinstance(answer, Forked):
+            return answer.pid
+        reason = answer.reason if answer else f"no answer from the zygote (pid {self.pid})"
+        raise ZygoteError(f"cannot start process {key!r}: {reason}")
 
     def kill(self, key: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to a child that this zygote started; nothing happens if it has ended."""
@@ -143,20 +156,22 @@ class Zygote:
                 return
             report = _decode_report(message)
             with self._known:
+                if isinstance(report, Exited):
+                    self._pids.pop(report.key, None)
+                else:
+                    self._answers[report.key] = report
                 if isinstance(report, Forked):
                     self._pids[report.key] = report.pid
-                else:
-                    self._pids.pop(report.key, None)
                 self._known.notify_all()
             if isinstance(report, Exited):
                 self._on_exit(report.key, report.status)
 
 
-def _run_zygote(orders: socket.socket, main: ChildMain, preload: Callable[[], None]) -> None:
+def _run_zygote(parent: int, orders: socket.socket, main: ChildMain, preload: Callable[[], None]) -> None:
     """Be the zygote; never returns."""
     status = 1
     try:
-        _leave_parent_behind(keep=orders.fileno())
+        _leave_parent_behind(parent, keep=orders.fileno())
         preload()
         _serve_orders(orders, main)
         status = 0
@@ -172,6 +187,7 @@ def _serve_orders(orders: socket.socket, main: ChildMain) -> None:
     os.set_blocking(wake_write, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    zygote = os.getpid()
     keys: dict[int, str] = {}
     poller = select.poll()
     poller.register(orders, select.POLLIN)
@@ -188,18 +204,24 @@ def _serve_orders(orders: socket.socket, main: ChildMain) -> None:
                     os.kill(pid, signal.SIGKILL)
                 return
             order = _decode_order(message)
-            pid = os.fork()
+            answer: Forked | NotForked
+            try:
+                pid = os.fork()
+            except OSError as error:  # no processes or memory left: those that run go on
+                pid, answer = -1, NotForked(order.key, f"the zygote cannot fork: {error}")
             if pid == 0:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for unneeded in (wake_read, wake_write, orders.fileno()):
                     os.close(unneeded)
                 orders.detach()
-                _run_child(main, order.payload, descriptors)
+                _run_child(zygote, main, order.payload, descriptors)
             for descriptor_sent in descriptors:
                 os.close(descriptor_sent)
-            keys[pid] = order.key
-            orders.send(_encode(Forked(order.key, pid)))
+            if pid > 0:
+                keys[pid] = order.key
+                answer = Forked(order.key, pid)
+            orders.send(_encode(answer))
 
 
 def _report_exits(orders: socket.socket, keys: dict[int, str]) -> None:
@@ -212,11 +234,11 @@ def _report_exits(orders: socket.socket, keys: dict[int, str]) -> None:
             orders.send(_encode(Exited(key, pid, os.waitstatus_to_exitcode(status))))
 
 
-def _run_child(main: ChildMain, payload: bytes, descriptors: list[int]) -> None:
+def _run_child(zygote: int, main: ChildMain, payload: bytes, descriptors: list[int]) -> None:
     """Be a stage process; never returns."""
     status = 1
     try:
-        _die_with_parent()
+        _die_with_parent(zygote)
         main(payload, descriptors)
         status = 0
     except BaseException:  # noqa: BLE001 - the last frame of a process: report, then end without atexit handlers
@@ -227,9 +249,9 @@ def _run_child(main: ChildMain, payload: bytes, descriptors: list[int]) -> None:
         os._exit(status)
 
 
-def _leave_parent_behind(keep: int) -> None:
+def _leave_parent_behind(parent: int, keep: int) -> None:
     """Undo what the parent's process owned: its sockets and pipes, its signal handlers, its place in the tree."""
-    _die_with_parent()
+    _die_with_parent(parent)
     for number in (signal.SIGINT, signal.SIGTERM):
         # A terminal's Ctrl-C reaches the whole group; only the parent decides when its stages end.
         signal.signal(number, signal.SIG_IGN)
@@ -247,8 +269,7 @@ def _is_connection(descriptor: int) -> bool:
     return target.startswith(("socket:", "pipe:"))
 
 
-def _die_with_parent() -> None:
-    parent = os.getppid()
+def _die_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent went before the kernel knew
         os._exit(1)
