@@ -139,7 +139,7 @@ class StageProcess:
             reason = f"epoch {frame.epoch} is not served by stage {self._start.name}, which serves {served}"
             self._head.send(Rejected(self._start.name, frame.epoch, frame.sequence, reason))
             return
-        if frame.payload_buffers == 0:  # a probe: it only has to come through
+        if frame.buffers == 0:  # a probe: it only has to come through
             last = self._start.rank == len(self._start.layer_counts) - 1
             outbox.send(Result(frame.epoch, frame.sequence, 0) if last else frame)
             return

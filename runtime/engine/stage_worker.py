@@ -236,7 +236,7 @@ class StageWorker(BaseWorker):
         """
         carried = {request.id for request in batch.carried}
         rows = range(self.layers.first, self.layers.stop)
-        about_to_be_valid = {block: stop for block, _, stop in spans}
+        about_to_be_written = {block: (first, stop) for block, first, stop in spans}
         size = self.pool.shape.block_tokens
         for entry in batch.entries():
             inherits = isinstance(entry, NewRequest) or entry.resumed or entry.id in carried
@@ -247,13 +247,13 @@ class StageWorker(BaseWorker):
             stale = [
                 (layer, block, valid)
                 for layer, block, valid in self.pool.stale_blocks(rows, blocks, entry.computed_tokens)
-                if about_to_be_valid.get(block, 0) < promised[block]
+                if not _closes_gap(about_to_be_written.get(block), valid, promised[block])
             ]
             if stale:
                 layer, block, valid = stale[0]
                 raise StageError(
-                    f"request {entry.id}: {entry.computed_tokens} tokens are promised, but layer {layer}, block {block} "
-                    f"is valid for {valid} tokens only ({len(stale)} stale blocks in all)"
+                    f"request {entry.id}: {entry.computed_tokens} tokens are promised, but layer {layer}, block {block} is "
+                    f"valid for {valid} tokens only ({len(stale)} stale blocks in all)"
                 )
 
     def _record_written(self, spans: list[tuple[int, int, int]]) -> None:
@@ -276,6 +276,11 @@ class StageWorker(BaseWorker):
             input_batch.generators[index] = seeded[request_id]
             self.model_runner.requests[request_id].generator = seeded[request_id]
         return seeded
+
+
+def _closes_gap(written: tuple[int, int] | None, valid: int, promised: int) -> bool:
+    """Whether writing tokens ``[first, stop)`` of a block makes it valid up to `promised`."""
+    return written is not None and written[0] <= valid and written[1] >= promised
 
 
 def layer_index(layer_name: str) -> int:

@@ -65,7 +65,11 @@ class Outbox:
         self._socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.SNDTIMEO, int(timeout_s * 1000))
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.connect(address)
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise ChannelError(f"cannot connect to {address}: {error}") from error
 
     def send(self, frame: Frame, buffers: Sequence[Buffer] = ()) -> None:
         """Send one message; buffers are handed over without a copy and must not change until they are sent.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -28,7 +29,7 @@ def test_i3_no_token_is_lost_or_changed_over_twenty_random_changes_under_load(tw
         undisturbed |= two_stages.run({name: prompt})
         two_stages.engine.reset_prefix_cache()
     reference = tokens(undisturbed)
-    preempted_before = _preemptions(two_stages)
+    preempted_before = two_stages.preemptions()
 
     coordinator = two_stages.pipeline.coordinator
     accepted: list[str] = []
@@ -50,18 +51,14 @@ def test_i3_no_token_is_lost_or_changed_over_twenty_random_changes_under_load(tw
     two_stages.idle()
     states = [coordinator.find(change).report()["state"] for change in accepted]
     assert states == ["committed"] * CHANGES
-    assert _preemptions(two_stages) > preempted_before, "the load was meant to preempt"
+    assert two_stages.preemptions() > preempted_before, "the load was meant to preempt"
     assert two_stages.pipeline.dispatcher.counters.carried_requests > CHANGES
-
-
-def _preemptions(harness: Harness) -> int:
-    return harness.preemptions()
 
 
 def _other_layout(chance: random.Random, current: str) -> str:
     while True:
         cuts = sorted(chance.sample(range(1, 6), chance.randint(0, 3)))
         bounds = [0, *cuts, 6]
-        layout = ",".join(str(b - a) for a, b in zip(bounds, bounds[1:], strict=False))
+        layout = ",".join(str(b - a) for a, b in pairwise(bounds))
         if layout != current:
             return layout
