@@ -1,0 +1,143 @@
+"""A client for the control API of a Midstream server (`/midstream/v1`), as an experiment needs it.
+
+Protocol: `POST reconfigurations {"layers": "8,12,10"}` answers 202 with the report of a running change, 409 while
+another one runs, 422 when the plan is refused. `GET reconfigurations/{id}?wait=S` answers when the change has ended,
+or after S seconds. Errors look like OpenAI's. On loopback no token is needed; elsewhere it is taken from
+`MIDSTREAM_CONTROL_TOKEN`.
+
+Fields of a report that a server leaves out are None here, so that a missing figure stays missing in the result.
+"""
+
+import os
+import time
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import httpx
+import msgspec
+
+from loadgen.errors import ChangeFailedError, ChangeRefusedError, ControlError
+
+_PREFIX = "/midstream/v1"
+_LONG_POLL_S = 10.0
+_ANSWER_TIMEOUT_S = 60.0  # a busy server may be slow to answer; a long poll's own wait comes on top
+
+_T = TypeVar("_T")
+
+
+class ChangeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The server's report of one reconfiguration; times in ms or unix seconds, sizes in bytes."""
+
+    id: str
+    state: Literal["running", "committed", "aborted"]
+    from_layers: str = msgspec.field(name="from")
+    to_layers: str = msgspec.field(name="to")
+    epoch: int | None = None
+    reason: str | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    cutover_at: float | None = None
+    total_ms: float | None = None
+    steps_ms: dict[str, float] = {}
+    bytes_moved: int | None = None
+    rounds: int | None = None
+    peak_extra_bytes: int | None = None
+    requests_carried: int | None = None
+
+
+class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What an experiment needs of `GET status`."""
+
+    model: str
+    layers: str
+    phase: str
+    vllm_version: str | None = None
+    epoch: int | None = None
+
+
+class ControlClient:
+    """Talks to the control API at `base_url`; `transport` replaces the network in tests."""
+
+    def __init__(self, base_url: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        token = os.environ.get("MIDSTREAM_CONTROL_TOKEN")
+        self._http = httpx.AsyncClient(
+            base_url=base_url,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=_ANSWER_TIMEOUT_S,
+            trust_env=False,
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def status(self) -> ServerStatus:
+        """Return the server's status.
+
+        Raises:
+            ControlError: no answer, or one outside the contract.
+        """
+        return await self._ask("GET", "/status", ServerStatus)
+
+    async def request_change(self, layers: str) -> ChangeReport:
+        """Ask for the layout `layers` and return the report of the change that has begun.
+
+        Raises:
+            ChangeRefusedError: the server will not make this change, or not now.
+            ControlError: no answer, or one outside the contract.
+        """
+        return await self._ask("POST", "/reconfigurations", ChangeReport, json={"layers": layers})
+
+    async def wait_for_end(self, change_id: str, deadline_s: float) -> ChangeReport:
+        """Return the final report of a change, committed or aborted.
+
+        Raises:
+            ChangeFailedError: it still runs after `deadline_s` seconds.
+            ControlError: no answer, or one outside the contract.
+        """
+        end = time.monotonic() + deadline_s
+        while True:
+            wait = max(0.0, min(_LONG_POLL_S, end - time.monotonic()))
+            report = await self._ask(
+                "GET",
+                f"/reconfigurations/{change_id}",
+                ChangeReport,
+                params={"wait": f"{wait:g}"},
+                timeout=_ANSWER_TIMEOUT_S + wait,
+            )
+            if report.state != "running":
+                return report
+            if time.monotonic() >= end:
+                raise ChangeFailedError(f"{change_id} still runs after {deadline_s:g} s; see the server's log")
+
+    async def change(self, layers: str, deadline_s: float) -> ChangeReport:
+        """Make one change from request to end and return its report.
+
+        Raises:
+            ChangeRefusedError, ControlError: as for `request_change`.
+            ChangeFailedError: it was aborted, or still runs after `deadline_s` seconds.
+        """
+        begun = await self.request_change(layers)
+        report = await self.wait_for_end(begun.id, deadline_s)
+        if report.state == "aborted":
+            raise ChangeFailedError(f"{report.id} to {layers} was aborted: {report.reason}")
+        return report
+
+    async def _ask(self, method: str, path: str, answer: type[_T], **kwargs: Any) -> _T:
+        try:
+            response = await self._http.request(method, _PREFIX + path, **kwargs)
+        except httpx.TransportError as error:
+            raise ControlError(f"{method} {_PREFIX}{path}: no answer: {error!r}") from error
+        if response.is_error:
+            refusals = (httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY)
+            kind = ChangeRefusedError if response.status_code in refusals else ControlError
+            raise kind(f"{method} {_PREFIX}{path}: HTTP {response.status_code}: {response.text[:500]}")
+        try:
+            return msgspec.json.decode(response.content, type=answer)
+        except msgspec.DecodeError as error:
+            raise ControlError(f"{method} {_PREFIX}{path}: answer outside the contract: {error}") from error

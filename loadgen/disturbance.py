@@ -1,0 +1,115 @@
+"""What one repeat of the reconfiguration experiment says: pure functions of its records."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from loadgen.alignment import TokenDifference, compare
+from loadgen.gaps import (
+    Pause,
+    PauseStatus,
+    Window,
+    full_load,
+    inter_token_latencies_ms,
+    pause,
+    percentile,
+    tokens_per_second,
+)
+from loadgen.passes import DisturbedPass, Pass
+from loadgen.records import StreamRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """One repeat: the quiet pass on Midstream, the disturbed one, and the quiet pass on stock vLLM if there was one."""
+
+    reference: Pass
+    disturbed: DisturbedPass
+    stock: Pass | None
+
+    @property
+    def committed(self) -> bool:
+        """Whether the change went through."""
+        return self.disturbed.report.state == "committed"
+
+
+def latency_p50_ms(records: Sequence[StreamRecord], within: Window | None) -> float | None:
+    """Return the median gap of all streams wholly inside `within`; None if there is none."""
+    values = [] if within is None else [v for r in records for v in inter_token_latencies_ms(r, within)]
+    return percentile(values, 50) if values else None
+
+
+def around(repeat: Repeat, streams: int) -> tuple[Window | None, Window | None]:
+    """Return the stretches of full load before and after the change."""
+    load, change = full_load(repeat.disturbed.records, streams), repeat.disturbed.change
+    if load is None:
+        return None, None
+    before = Window(load.start_ns, change.start_ns) if load.start_ns < change.start_ns else None
+    after = Window(change.end_ns, load.end_ns) if change.end_ns < load.end_ns else None
+    return before, after
+
+
+def throughput_dip(repeat: Repeat, streams: int) -> float | None:
+    """Return the part of the throughput before the change that is missing during it (0.1: a tenth less)."""
+    before, _ = around(repeat, streams)
+    usual = None if before is None else tokens_per_second(repeat.disturbed.records, before)
+    during = tokens_per_second(repeat.disturbed.records, repeat.disturbed.change)
+    return None if not usual or during is None else 1 - during / usual
+
+
+def pauses(repeat: Repeat) -> list[Pause]:
+    """Return the pause of every stream that touches the change."""
+    return _pauses(repeat.disturbed.records, repeat.disturbed.change, repeat.disturbed.change.start_ns)
+
+
+def cutover_pauses(repeat: Repeat) -> list[Pause]:
+    """Return the pause of every stream in the one gap around the server's cutover; empty if it named no moment."""
+    if repeat.disturbed.cutover_ns is None:
+        return []
+    cutover = Window(repeat.disturbed.cutover_ns, repeat.disturbed.cutover_ns)
+    return _pauses(repeat.disturbed.records, cutover, repeat.disturbed.change.start_ns)
+
+
+def undisturbed_pauses(repeat: Repeat, after_tokens: int) -> list[Pause]:
+    """Return what the definition of a pause yields where there was no change.
+
+    The window is as long as the change and begins where the change would have been posted: in the quiet pass, once
+    `after_tokens` tokens have arrived.
+    """
+    records = repeat.reference.records
+    arrivals = sorted(token.arrived_ns for record in records for token in record.tokens)
+    start = arrivals[min(after_tokens, len(arrivals)) - 1]
+    length = repeat.disturbed.change.end_ns - repeat.disturbed.change.start_ns
+    return _pauses(records, Window(start, start + length), start)
+
+
+def _pauses(records: Sequence[StreamRecord], window: Window, quiet_end_ns: int) -> list[Pause]:
+    found = []
+    for record in records:
+        measured = pause(record, window, quiet_before_ns=quiet_end_ns)
+        if measured.status is PauseStatus.TOO_FEW_QUIET_GAPS:
+            earlier = [r for r in records if r.name == record.name and r.ended_ns <= record.started_ns]
+            measured = pause(record, window, quiet_before_ns=quiet_end_ns, predecessors=earlier)
+        if measured.status is not PauseStatus.NO_OVERLAP:
+            found.append(measured)
+    return found
+
+
+def first_token_waits_ms(repeat: Repeat) -> list[float]:
+    """Return the time to first token of the requests that waited for it during the change."""
+    waits = [Window(r.started_ns, r.tokens[0].arrived_ns) for r in repeat.disturbed.records if r.tokens]
+    return [wait.ms for wait in waits if wait.overlaps(repeat.disturbed.change)]
+
+
+def begun_during_change(repeat: Repeat) -> int:
+    """Return how many requests began during the change, because earlier ones were over.
+
+    Their prefill delays the other streams' next token, which then counts as a pause: with none the figures are cleaner.
+    """
+    change = repeat.disturbed.change
+    return sum(change.start_ns < record.started_ns < change.end_ns for record in repeat.disturbed.records)
+
+
+def differences(records: Iterable[StreamRecord], reference: Pass) -> list[TokenDifference]:
+    """Compare every stream with the stream of the same name in the reference."""
+    expected = {record.name: record.token_ids for record in reference.records}
+    return [compare(expected[record.name], record.token_ids) for record in records]

@@ -1,0 +1,227 @@
+"""The experiment behind `midstream bench reconfigure`: what does changing the pipeline cost its streams?
+
+Two servers are started, Midstream and stock vLLM in one process, with the same flags and environment. They take turns:
+while one is measured the other idles (and is watched for idling), so that the noise of the machine hits both. Each
+repeat is
+
+1. a quiet pass on either side, the order swapped from repeat to repeat;
+2. a disturbed pass on Midstream, with the change in it, every stream compared with the quiet pass of this repeat;
+3. the change back, not measured.
+
+At the end the stock server is really stopped and started under load: the downtime that a restart, the usual way to
+change a layout, would have cost. Its files are in the page cache by then, so this is a restart at its best.
+
+If stock vLLM cannot be measured the figures that need it are null with the reason. If Midstream cannot be measured
+there is no result and an error is raised.
+"""
+
+import asyncio
+import signal
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from loadgen.client import CompletionClient, served_model
+from loadgen.control import ControlClient
+from loadgen.disturbance import Repeat
+from loadgen.errors import ChangeFailedError, LoadgenError, ServerError
+from loadgen.machine import CpuWatch, machine_facts
+from loadgen.passes import Pass, Restart, disturbed_pass, quiet_pass, restart_pass
+from loadgen.reconfigure_options import ReconfigureOptions
+from loadgen.reconfigure_result import Measured, summarise
+from loadgen.reconfigure_table import render
+from loadgen.server import ServerProcess, free_port
+
+__all__ = ["ReconfigureOptions", "render", "run"]
+
+_WARM_UP_TOKENS = 16
+
+Say = Callable[[str], None]
+
+
+async def run(options: ReconfigureOptions, *, say: Say = lambda _: None) -> dict[str, Any]:
+    """Run the experiment and return its result as one JSON object; see `loadgen.reconfigure_result.summarise`.
+
+    Both servers are stopped before this returns or raises, also when it is cancelled or the process gets SIGTERM.
+
+    Args:
+        options: What to measure.
+        say: Called with a line of progress now and then.
+
+    Raises:
+        LoadgenError: Midstream could not be measured; the message says why and where the logs are.
+    """
+    machine = machine_facts()
+    log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix="midstream-bench-"))
+    try:
+        with _ended_by_sigterm():
+            measured = await _with_servers(options, log_dir, say)
+    except LoadgenError as error:
+        raise type(error)(f"{error} (server logs: {log_dir})") from error
+    return {**summarise(measured), "machine": machine, "log_dir": str(log_dir)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """A running server and a client for it."""
+
+    server: ServerProcess
+    client: CompletionClient
+
+
+async def _with_servers(options: ReconfigureOptions, log_dir: Path, say: Say) -> Measured:
+    async with AsyncExitStack() as stack:
+        say(f"starting Midstream with layers {options.layers_from}")
+        port = free_port()
+        midstream = await stack.enter_async_context(
+            _side("midstream", options.midstream_argv(port), port, options, log_dir)
+        )
+        control = await stack.enter_async_context(ControlClient(midstream.server.base_url))
+        experiment = _Experiment(options, midstream, control, say)
+        if options.compare_stock:
+            say("starting stock vLLM")
+            try:
+                port, model = free_port(), options.model or await _default_model_folder(options)
+                experiment.stock = await stack.enter_async_context(
+                    _side("stock", options.stock_argv(port, model), port, options, log_dir)
+                )
+            except LoadgenError as error:
+                experiment.stock_missing = str(error)
+        return await experiment.measure()
+
+
+class _Experiment:
+    """The passes in their order; stock vLLM may drop out on the way, and `stock_missing` then says why."""
+
+    def __init__(self, options: ReconfigureOptions, midstream: _Side, control: ControlClient, say: Say) -> None:
+        self._options = options
+        self._midstream = midstream
+        self._control = control
+        self._say = say
+        self.stock: _Side | None = None
+        self.stock_missing = "the comparison with stock vLLM was switched off"
+
+    async def measure(self) -> Measured:
+        repeats = []
+        for index in range(self._options.repeat):
+            self._say(f"repeat {index + 1} of {self._options.repeat}")
+            repeats.append(await self._repeat(swapped=index % 2 == 1))
+        version = (await self._control.status()).vllm_version
+        stock_missing = None if self.stock is not None else self.stock_missing
+        restart, restart_missing = await self._restart()
+        return Measured(self._options, version, tuple(repeats), restart, stock_missing, restart_missing)
+
+    async def _repeat(self, *, swapped: bool) -> Repeat:
+        stock_quiet = await self._stock_turn() if swapped else None
+        reference = await self._turn(self._midstream, self.stock)
+        if not swapped:
+            stock_quiet = await self._stock_turn()
+        self._say(f"  changing {self._options.layers_from} -> {self._options.layers_to} under load")
+        disturbed = await disturbed_pass(
+            self._midstream.client,
+            self._control,
+            self._options.requests(),
+            layers=self._options.layers_to,
+            after_tokens=self._options.change_after_tokens,
+            tail_tokens=self._options.quiet_tail_tokens,
+            deadline_s=self._options.change_deadline_s,
+        )
+        if disturbed.report.state == "committed":
+            await self._change_back()
+        return Repeat(reference, disturbed, stock_quiet)
+
+    async def _turn(self, active: _Side, idle: _Side | None) -> Pass:
+        watch = CpuWatch(active.server, None if idle is None else idle.server)
+        quiet = await quiet_pass(active.client, self._options.requests())
+        return replace(quiet, cpus=watch.use())
+
+    async def _stock_turn(self) -> Pass | None:
+        if self.stock is None:
+            return None
+        try:
+            return await self._turn(self.stock, self._midstream)
+        except LoadgenError as error:
+            self.stock, self.stock_missing = None, str(error)
+            return None
+
+    async def _change_back(self) -> None:
+        await self._expect_layers(self._options.layers_to)
+        await self._control.change(self._options.layers_from, self._options.change_deadline_s)
+        await self._expect_layers(self._options.layers_from)
+
+    async def _expect_layers(self, layers: str) -> None:
+        found = (await self._control.status()).layers
+        if found != layers:
+            raise ChangeFailedError(f"the server runs {found!r} after a committed change to {layers!r}")
+
+    async def _restart(self) -> tuple[Restart | None, str | None]:
+        if self.stock is None:
+            return None, self.stock_missing
+        self._say("restarting stock vLLM under load")
+        try:
+            restart = await restart_pass(
+                self.stock.server,
+                self.stock.client,
+                self._options.requests(),
+                after_tokens=self._options.change_after_tokens,
+                idle=self._midstream.server,
+            )
+        except LoadgenError as error:
+            return None, str(error)
+        return restart, None
+
+
+@asynccontextmanager
+async def _side(
+    name: str, argv: list[str], port: int, options: ReconfigureOptions, log_dir: Path
+) -> AsyncIterator[_Side]:
+    """Start a server, warm it up and stop it in the end."""
+    async with (
+        ServerProcess(
+            name,
+            argv,
+            port=port,
+            log_path=log_dir / f"{name}.log",
+            env=options.env,
+            start_deadline_s=options.start_deadline_s,
+        ) as server,
+        CompletionClient(server.base_url, await served_model(server.base_url)) as client,
+    ):
+        await quiet_pass(client, options.requests(tokens=_WARM_UP_TOKENS))
+        yield _Side(server, client)
+
+
+async def _default_model_folder(options: ReconfigureOptions) -> str:
+    """Return the folder of the default model, made ready if it is not."""
+    process = await asyncio.create_subprocess_exec(
+        *options.model_folder_command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    folder = _last_line(out)
+    if process.returncode != 0 or not folder:
+        command = " ".join(options.model_folder_command)
+        raise ServerError(f"{command} (status {process.returncode}) names no model folder: {err.decode()[-500:]}")
+    return folder
+
+
+def _last_line(output: bytes) -> str:
+    return next((line for line in reversed(output.decode().splitlines()) if line.strip()), "")
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Cancel the current task on SIGTERM, so that an ended experiment stops its servers."""
+    task = asyncio.current_task()
+    if task is None or threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)

@@ -1,0 +1,108 @@
+"""What the reconfiguration experiment is asked to do: its load, its servers, its limits."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from loadgen.client import StreamRequest
+from loadgen.errors import OptionsError
+
+_SUBJECTS = ("Paris", "salt", "bicycles", "the Moon", "tea", "bridges", "maps", "glass", "clocks", "ships")
+_SAMPLING_TEMPERATURE = 0.8
+_FIRST_SEED = 1000
+_MIN_TOKENS = 48  # a third of the tokens must give a rhythm before the change, and some must be left after it
+
+# One source of truth for both sides: whatever differs between the servers must not be a flag.
+DEFAULT_SERVER_ARGS = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "2048")
+DEFAULT_ENV = MappingProxyType(
+    {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+)
+# What `vllm serve` runs for one API server. The command itself asks for the version of a distribution called "vllm" and
+# fails where the engine was installed as vllm-cpu.
+STOCK_COMMAND = (sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconfigureOptions:
+    """Options of the reconfiguration experiment.
+
+    Attributes:
+        layers_from, layers_to: Layers per stage before and after the change, for example "15,15" and "8,12,10".
+        model: Hub id or folder; None lets the server choose its default.
+        streams: Concurrent closed-loop clients; every second one samples, the others decode greedily.
+        tokens: Tokens per request.
+        repeat: How often the change is measured.
+        compare_stock: Also run stock vLLM, for the ratio of latencies and the downtime of a restart.
+        server_args: vLLM flags given to both servers.
+        env: Environment added to both servers.
+        log_dir: Folder for the servers' logs; None makes a temporary one, named in the result.
+        start_deadline_s, change_deadline_s: Seconds for a server to become healthy, and for a change to end.
+        midstream_command, stock_command: Command lines before the arguments; tests put a mock server here.
+        model_folder_command: Prints the folder of a model on its last line, for stock vLLM.
+    """
+
+    layers_from: str = "15,15"
+    layers_to: str = "8,12,10"
+    model: str | None = None
+    streams: int = 4
+    tokens: int = 128
+    repeat: int = 3
+    compare_stock: bool = True
+    server_args: tuple[str, ...] = DEFAULT_SERVER_ARGS
+    env: Mapping[str, str] = field(default_factory=lambda: DEFAULT_ENV)
+    log_dir: Path | None = None
+    start_deadline_s: float = 300.0
+    change_deadline_s: float = 120.0
+    midstream_command: tuple[str, ...] = (sys.executable, "-m", "controller.cli", "serve")
+    stock_command: tuple[str, ...] = STOCK_COMMAND
+    model_folder_command: tuple[str, ...] = (sys.executable, "-m", "runtime.model")
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("streams", self.streams, 1),
+            ("tokens", self.tokens, _MIN_TOKENS),
+            ("repeat", self.repeat, 1),
+        ):
+            if value < least:
+                raise OptionsError(f"{name} is {value}, but must be at least {least}")
+        if self.layers_from == self.layers_to:
+            raise OptionsError(f"nothing to change: both layouts are {self.layers_from!r}; give another --to")
+
+    @property
+    def change_after_tokens(self) -> int:
+        """Tokens, over all streams, after which the change is posted: a third of the first requests' tokens."""
+        return self.streams * self.tokens // 3
+
+    @property
+    def quiet_tail_tokens(self) -> int:
+        """Tokens, over all streams, that must arrive after the change, to see the new layout's rhythm."""
+        return self.streams * max(16, self.tokens // 4)
+
+    def requests(self, tokens: int | None = None) -> list[StreamRequest]:
+        """Return the request of each client, with `tokens` tokens instead of the option's if given."""
+        return [
+            StreamRequest(
+                name=f"stream-{index}",
+                prompt=f"Tell me about the history of {_SUBJECTS[index % len(_SUBJECTS)]}, chapter {index + 1}.",
+                max_tokens=tokens or self.tokens,
+                temperature=_SAMPLING_TEMPERATURE if index % 2 else 0.0,
+                seed=_FIRST_SEED + index,
+            )
+            for index in range(self.streams)
+        ]
+
+    def midstream_argv(self, port: int) -> list[str]:
+        """Return the command line of the Midstream server."""
+        model = ["--model", self.model] if self.model else []
+        layers = ["--layers", self.layers_from]
+        return [*self.midstream_command, *model, *layers, *_listen(port), *self.server_args]
+
+    def stock_argv(self, port: int, model: str) -> list[str]:
+        """Return the command line of stock vLLM serving `model`, a folder or a hub id."""
+        return [*self.stock_command, "--model", model, *_listen(port), *self.server_args]
+
+
+def _listen(port: int) -> list[str]:
+    return ["--host", "127.0.0.1", "--port", str(port)]
