@@ -52,10 +52,11 @@ def serve(
     from runtime.head.serve import serve as run_server
     from runtime.model import ModelError, resolve_model
 
+    options = ServeOptions(layers, host, port, threads, batches_in_flight, tuple(context.args))
     try:
-        run_server(
-            resolve_model(model), ServeOptions(layers, host, port, threads, batches_in_flight, tuple(context.args))
-        )
+        resolved = resolve_model(model)
+        _out.print(f"serving {resolved.served_name} at http://{host}:{port}/v1")
+        run_server(resolved, options)
     except (ModelError, EngineError) as error:
         _fail(str(error))
 
@@ -139,6 +140,42 @@ def trace(
         events = client.trace()
     Path(output).write_text(json.dumps(events), encoding="utf-8")
     _out.print(f"{len(events['traceEvents'])} stage spans in {output}")
+
+
+@bench_app.command("reconfigure")
+def bench_reconfigure(
+    layers_from: Annotated[str, typer.Option("--from", help="Layers per stage before the change.")] = "15,15",
+    layers_to: Annotated[str, typer.Option("--to", help="Layers per stage after it.")] = "8,12,10",
+    streams: Annotated[int, typer.Option(help="Closed-loop streams; every second one samples with a seed.")] = 4,
+    tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 128,
+    repeat: Annotated[int, typer.Option(help="How often the change is measured.")] = 3,
+    model: Annotated[str | None, typer.Option(help="Hugging Face id or folder; default: the built-in model.")] = None,
+    stock: Annotated[bool, typer.Option(help="Also run stock vLLM, for the ratios and the cost of a restart.")] = True,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure a live re-split from the client's side, next to stock vLLM in the same run."""
+    import asyncio
+
+    from loadgen.errors import LoadgenError
+    from loadgen.reconfigure_bench import ReconfigureOptions, render, run
+
+    try:
+        options = ReconfigureOptions(
+            layers_from=layers_from,
+            layers_to=layers_to,
+            model=model,
+            streams=streams,
+            tokens=tokens,
+            repeat=repeat,
+            compare_stock=stock,
+        )
+        result = asyncio.run(run(options, say=_err.print))
+    except LoadgenError as error:
+        _fail(str(error))
+    if json_output:
+        print(json.dumps(result))
+    else:
+        _out.print(render(result))
 
 
 @app.command()

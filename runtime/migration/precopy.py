@@ -68,11 +68,15 @@ class PreCopy:
         return sum(self._stale(move)[0].size * move.source.shape.block_bytes for move in self.moves)
 
     def mismatches(self) -> Mapping[int, int]:
-        """Compare both sides' watermarks (I2): {layer: blocks that differ}, empty when the target holds everything."""
-        differing = {
-            move.layer: int(np.count_nonzero(move.source.watermark[move.layer] != move.target.watermark[move.layer]))
-            for move in self.moves
-        }
+        """Compare both sides' tables (I2): {layer: blocks that differ}, empty when the target holds everything.
+
+        A block that was started over may have as many tokens as before: its generation tells.
+        """
+        differing = {}
+        for move in self.moves:
+            valid, held = move.source.watermark[move.layer], move.target.watermark[move.layer]
+            restarted = move.source.generation[move.layer] != move.target.generation[move.layer]
+            differing[move.layer] = int(np.count_nonzero((valid != held) | ((valid > 0) & restarted)))
         return {layer: count for layer, count in differing.items() if count}
 
     def scrub_source(self) -> None:
