@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from loadgen.control import ChangeReport
 
-QUESTION = "Explain step by step how a bicycle stays upright, and then write a short poem about it."
+QUESTION = "Tell me a short story about a lighthouse keeper who finds a message in a bottle."
 LAYOUTS = ("15,15", "8,12,10", "30")
 TOKENS = 240
 # The changes are asked for when this many tokens have arrived.
@@ -111,9 +111,10 @@ async def _ask(client: AsyncOpenAI, model: str, max_tokens: int = TOKENS, on_pie
         model=model,
         messages=[{"role": "user", "content": QUESTION}],
         max_tokens=max_tokens,
-        temperature=0,
+        temperature=0.6,
+        seed=11,
         stream=True,
-        extra_body={"ignore_eos": True},
+        extra_body={"ignore_eos": True, "repetition_penalty": 1.2},
     )
     async for chunk in stream:
         if chunk.choices and chunk.choices[0].delta.content:

@@ -92,6 +92,8 @@ def check_config(config: VllmConfig) -> None:
         "the V2 model runner; unset VLLM_USE_V2_MODEL_RUNNER": config.use_v2_model_runner,
         "recurrent or hybrid layer state; choose an attention-only model": model.is_attention_free or model.is_hybrid,
         "encoder-decoder models": model.is_encoder_decoder,
+        "GPUs yet (the node's KV pool is host memory); install midstream[cpu]": config.device_config.device_type
+        != "cpu",
         # vLLM takes every number but 0 for a yes.
         "pickled messages; unset VLLM_ALLOW_INSECURE_SERIALIZATION": os.environ.get(
             "VLLM_ALLOW_INSECURE_SERIALIZATION", "0"

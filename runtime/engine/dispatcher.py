@@ -208,6 +208,7 @@ class Dispatcher:
                 if self._probation and head.epoch == self.epoch:
                     self._probation = False
                     committed = head.epoch
+            self.ledger.purge(request_id for e in self._in_flight for request_id in e.footprint.requests)
             self._changed.notify_all()
         for entry in revealed:
             if entry.output is not None:

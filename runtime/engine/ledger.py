@@ -30,7 +30,7 @@ _NULL_BLOCK = 0
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """The requests a batch advances and the KV blocks that it reads and writes."""
+    """The requests a batch advances or ends, and the KV blocks that it reads and writes."""
 
     requests: frozenset[str]
     blocks: frozenset[int]
@@ -60,6 +60,7 @@ class Ledger:
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
         self._requests: dict[str, _Request] = {}
+        self._ended: dict[str, _Request] = {}  # still in a batch in flight, which may have to be replayed
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -96,38 +97,52 @@ class Ledger:
         written.update(batch.blocks_to_zero or ())
         touched.discard(_NULL_BLOCK)
         written.discard(_NULL_BLOCK)
-        return Footprint(frozenset(batch.scheduled_tokens), frozenset(touched | written), frozenset(written))
+        requests = frozenset((*batch.scheduled_tokens, *batch.finished))
+        return Footprint(requests, frozenset(touched | written), frozenset(written))
 
     def forget(self, request_id: str) -> None:
-        """Drop a request that ended; unknown ones are fine."""
-        self._requests.pop(request_id, None)
+        """Take note that a request ended; unknown ones are fine. It can be carried until it is purged."""
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            self._ended[request_id] = request
+
+    def purge(self, in_flight: Iterable[str]) -> None:
+        """Drop what ended and is in no batch in flight."""
+        kept = set(in_flight)
+        for request_id in [request_id for request_id in self._ended if request_id not in kept]:
+            del self._ended[request_id]
+
+    def _find(self, request_id: str) -> _Request | None:
+        return self._requests.get(request_id) or self._ended.get(request_id)
 
     def settled(self, batch: ScheduledBatch, output: BatchOutput | None) -> None:
         """Take note of the result of a batch (None when nothing was computed). Batches settle in order of dispatch."""
         for known in batch.known:
-            request = self._requests.get(known.id)
+            request = self._find(known.id)
             if request is not None:  # it may have finished or been aborted while the batch was in flight
                 request.blocks = _extended(request.blocks, known)
                 # The scheduler decides how much of the output counts; what it dropped is dropped here too.
                 del request.output_token_ids[known.output_tokens :]
         for entry in batch.entries():
-            request = self._requests.get(entry.id)
+            request = self._find(entry.id)
             if request is not None:
                 request.computed_tokens = entry.computed_tokens + batch.scheduled_tokens[entry.id]
         if output is None:
             return
         for request_id, tokens in zip(output.request_ids, output.sampled_token_ids, strict=False):
-            request = self._requests.get(request_id)
+            request = self._find(request_id)
             if request is not None:
                 request.output_token_ids.extend(tokens)
         for request_id, state in output.generator_states.items():
-            request = self._requests.get(request_id)
+            request = self._find(request_id)
             if request is not None:
                 request.generator_state = state
 
     def carried(self, request_id: str) -> CarriedRequest:
         """State the settled view of a request."""
-        request = self._requests[request_id]
+        request = self._find(request_id)
+        if request is None:
+            raise KeyError(request_id)
         return CarriedRequest(
             request_id,
             request.prompt_token_ids,

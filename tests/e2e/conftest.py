@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-import pytest
+import pytest_asyncio
 
 from loadgen.server import ServerProcess, free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    import pytest
 
-@pytest.fixture(scope="session")
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ServerProcess]:
     """`midstream serve --layers 15,15`."""
     port = free_port()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 import pytest
+import pytest_asyncio
 from openai import AsyncOpenAI
 
 from loadgen.server import ServerProcess, free_port
@@ -40,7 +41,7 @@ async def reconfigure(server: ServerProcess, layers: str) -> dict[str, Any]:
     return report
 
 
-@pytest.fixture(scope="session")
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def client(server: ServerProcess) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(base_url=f"{server.base_url}/v1", api_key="none") as openai:
         yield openai

@@ -1,0 +1,87 @@
+"""Control calls over a stand-in for the pipeline: refusals are values, because exceptions do not survive the way."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from runtime.engine.control import ControlCalls
+from runtime.engine.dispatcher import TracedBatch
+from runtime.layout import LayoutError
+from runtime.migration.errors import ChangeBusy, ChangeRefused, ChangeUnknown
+from runtime.migration.journal import Journal
+from runtime.transport.frames import StageSpan
+
+
+class FakeCoordinator:
+    """Answers every call with the same report, or error."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def _answer(self, argument: str) -> Any:
+        if self.error is not None:
+            raise self.error
+        return SimpleNamespace(report=lambda: {"id": "change-1", "asked": argument})
+
+    request = find = cancel = _answer
+
+
+@pytest.fixture
+def pipeline() -> SimpleNamespace:
+    return SimpleNamespace(
+        coordinator=FakeCoordinator(),
+        journal=Journal(),
+        status=lambda: {"epoch": 3},
+        dispatcher=SimpleNamespace(trace=[TracedBatch(7, 2, 5, (StageSpan("stage-1", 1000, 3000),))]),
+    )
+
+
+@pytest.fixture
+def calls(pipeline: SimpleNamespace) -> ControlCalls:
+    return ControlCalls(pipeline, ["m", "alias"], "0.32.0")
+
+
+def test_only_names_of_this_project_are_control_calls(calls: ControlCalls):
+    assert calls.knows("midstream.status")
+    assert not calls.knows("status")
+    assert not calls.knows("get_kv_cache_spec")
+
+
+def test_the_status_says_what_serves_and_which_model_and_engine(calls: ControlCalls):
+    assert calls.call("midstream.status", []) == [{"model": "m", "vllm_version": "0.32.0", "epoch": 3}]
+
+
+@pytest.mark.parametrize("method", ["reconfigure", "report", "cancel"])
+def test_changes_are_answered_with_their_report(calls: ControlCalls, method: str):
+    assert calls.call(f"midstream.{method}", ["x"]) == [{"id": "change-1", "asked": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("error", "refusal"),
+    [
+        (ChangeBusy("change-4"), {"refused": "busy", "change": "change-4"}),
+        (ChangeRefused("no room"), {"refused": "invalid", "message": "no room"}),
+        (LayoutError("add up to 29"), {"refused": "invalid", "message": "add up to 29"}),
+        (ChangeUnknown("no change 'x'"), {"refused": "unknown", "message": "no change 'x'"}),
+    ],
+)
+def test_a_refusal_is_a_value_with_its_kind(calls: ControlCalls, pipeline: SimpleNamespace, error, refusal):
+    pipeline.coordinator.error = error
+    (answer,) = calls.call("midstream.reconfigure", ["x"])
+    assert answer == {"message": str(error), **refusal}
+
+
+def test_a_story_and_a_trace_are_plain_data(calls: ControlCalls, pipeline: SimpleNamespace):
+    pipeline.journal.tell("change-1", "planned", target="1,3")
+    pipeline.journal.tell("change-2", "planned", target="3,1")
+    (story,) = calls.call("midstream.story", ["change-1"])
+    assert [entry["target"] for entry in story] == ["1,3"]
+    (everything,) = calls.call("midstream.story", [None])
+    assert len(everything) == 2
+    (trace,) = calls.call("midstream.trace", [])
+    assert trace == [
+        {"name": "batch 7", "ph": "X", "pid": "epoch 2", "tid": "stage-1", "ts": 1.0, "dur": 2.0, "args": {"tokens": 5}}
+    ]
+    assert msgspec.msgpack.encode([story, everything, trace])

@@ -1,0 +1,163 @@
+"""The control API over a stand-in for the engine: what its answers become in HTTP, and who is let in."""
+
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from runtime.head.access import TOKEN_VARIABLE
+from runtime.head.control_api import ControlPlugin
+
+RUNNING = {"id": "change-1", "state": "running", "ended_at": None}
+COMMITTED = {"id": "change-1", "state": "committed", "ended_at": 1.5}
+
+
+class FakeEngine:
+    """Answers vLLM's utility calls from a script; the last answer is repeated."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.answers: list[Any] = [{}]
+
+    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
+        self.calls.append((method, args))
+        return [self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]]
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+async def start(engine: FakeEngine, host: str = "127.0.0.1", **headers: str) -> httpx.AsyncClient:
+    app, plugin = FastAPI(), ControlPlugin()
+    plugin.attach_router(app)
+    await plugin.init_state(engine, app.state, Namespace(host=host, uds=None))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost:8000/midstream/v1", headers=headers)
+
+
+@pytest.fixture
+async def http(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    async with await start(engine) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "call"),
+    [
+        ("GET", "/status", ("midstream.status", ())),
+        ("GET", "/reconfigurations/change-1", ("midstream.report", ("change-1",))),
+        ("DELETE", "/reconfigurations/change-1", ("midstream.cancel", ("change-1",))),
+    ],
+)
+async def test_a_route_is_a_call_to_the_pipeline(http, engine: FakeEngine, method: str, path: str, call):
+    engine.answers = [{"id": "change-1"}]
+    response = await http.request(method, path)
+    assert (response.status_code, response.json()) == (200, {"id": "change-1"})
+    assert engine.calls == [call]
+
+
+@pytest.mark.parametrize(
+    ("path", "call", "key"),
+    [
+        ("/story", ("midstream.story", (None,)), "events"),
+        ("/story/change-1", ("midstream.story", ("change-1",)), "events"),
+        ("/trace", ("midstream.trace", ()), "traceEvents"),
+    ],
+)
+async def test_lists_come_wrapped_under_their_name(http, engine: FakeEngine, path: str, call, key: str):
+    engine.answers = [[{"event": "planned"}]]
+    assert (await http.get(path)).json() == {key: [{"event": "planned"}]}
+    assert engine.calls == [call]
+
+
+async def test_an_accepted_change_is_answered_with_its_first_report(http, engine: FakeEngine):
+    engine.answers = [RUNNING]
+    response = await http.post("/reconfigurations", json={"layers": "8,12,10"})
+    assert (response.status_code, response.json()) == (202, RUNNING)
+    assert engine.calls == [("midstream.reconfigure", ("8,12,10",))]
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        ({"refused": "busy", "message": "change-4 is under way", "change": "change-4"}, 409),
+        ({"refused": "invalid", "message": "layers add up to 29"}, 422),
+        ({"refused": "unknown", "message": "no change 'x'"}, 404),
+    ],
+)
+async def test_a_refusal_is_an_error_like_openais(http, engine: FakeEngine, answer: dict[str, str], status: int):
+    engine.answers = [answer]
+    response = await http.post("/reconfigurations", json={"layers": "14,15"})
+    error = {"message": answer["message"], "type": answer["refused"], "param": None, "code": status}
+    expected = {"error": error} | ({"change": "change-4"} if status == 409 else {})
+    assert (response.status_code, response.json()) == (status, expected)
+
+
+@pytest.mark.parametrize("body", [{}, {"layers": ""}, {"layers": 3}, {"layers": "1" * 10_001}, {"layers": "1", "x": 1}])
+async def test_a_body_that_is_no_request_never_reaches_the_engine(http, engine: FakeEngine, body: dict[str, object]):
+    response = await http.post("/reconfigurations", json=body)
+    assert response.status_code == 422
+    assert engine.calls == []
+
+
+async def test_waiting_polls_until_the_change_has_ended(http, engine: FakeEngine):
+    engine.answers = [RUNNING, RUNNING, COMMITTED]
+    response = await http.get("/reconfigurations/change-1", params={"wait": 60})
+    assert response.json() == COMMITTED
+    assert len(engine.calls) == 3
+
+
+async def test_waiting_for_a_change_that_does_not_end_gives_up_in_time(http, engine: FakeEngine):
+    engine.answers = [RUNNING]
+    assert (await http.get("/reconfigurations/change-1", params={"wait": 0.01})).json() == RUNNING
+
+
+@pytest.mark.parametrize("wait", ["-1", "301", "long"])
+async def test_nobody_may_wait_for_ever(http, engine: FakeEngine, wait: str):
+    assert (await http.get("/reconfigurations/change-1", params={"wait": wait})).status_code == 422
+
+
+ROUTES = [
+    ("GET", "/status"),
+    ("POST", "/reconfigurations"),
+    ("GET", "/reconfigurations/change-1"),
+    ("DELETE", "/reconfigurations/change-1"),
+    ("GET", "/story"),
+    ("GET", "/story/change-1"),
+    ("GET", "/trace"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_every_route_refuses_web_pages(http, engine: FakeEngine, method: str, path: str):
+    response = await http.request(method, path, json={"layers": "1"}, headers={"Origin": "https://evil.example"})
+    assert response.status_code == 403
+    assert response.json()["error"]["type"] == "access_denied"
+    assert engine.calls == []
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_every_route_refuses_a_rebound_name(http, engine: FakeEngine, method: str, path: str):
+    response = await http.request(method, path, json={"layers": "1"}, headers={"Host": "evil.example:8000"})
+    assert (response.status_code, engine.calls) == (403, [])
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "", None])  # noqa: S104 - every spelling of all interfaces
+async def test_a_server_beyond_loopback_is_closed_without_a_token(engine: FakeEngine, monkeypatch, host: str | None):
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    async with await start(engine, host) as http:
+        assert (await http.get("/status")).status_code == 403
+
+
+async def test_a_server_beyond_loopback_is_open_to_the_holder_of_the_token(engine: FakeEngine, monkeypatch):
+    monkeypatch.setenv(TOKEN_VARIABLE, "s3cret")
+    async with await start(engine, "0.0.0.0") as http:  # noqa: S104 - a setting; nothing is bound
+        assert (await http.get("/status")).status_code == 401
+        assert (await http.get("/status", headers={"Authorization": "Bearer wrong"})).status_code == 401
+        assert (await http.get("/status", headers={"Authorization": "Bearer s3cret"})).status_code == 200
