@@ -295,6 +295,11 @@ class Dispatcher:
             self._held_until = 0.0
             self._changed.notify_all()
 
+    def waits_for(self, epoch: int) -> bool:
+        """Whether a batch of `epoch` is in flight."""
+        with self._changed:
+            return any(entry.epoch == epoch for entry in self._in_flight)
+
     def wait_drained(self, epoch: int, timeout_s: float) -> bool:
         """Wait until no batch of `epoch` is in flight; False when `timeout_s` passed first."""
         with self._changed:

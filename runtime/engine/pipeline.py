@@ -402,7 +402,7 @@ class Pipeline(ChangeEffects):
         target = self._target
         if target is not None and target.chain is not None and epoch == target.chain.epoch:
             self.coordinator.post(Failed(reason))
-        elif epoch == self.epoch():
+        elif self.dispatcher.waits_for(epoch):  # not of a chain that was abandoned meanwhile
             self._fail(reason)
 
     def _on_lost(self, name: str, reason: str) -> None:

@@ -212,7 +212,10 @@ class StageProcess:
 
     def _unroute(self, arguments: dict[str, Any]) -> None:
         """Stop serving `epoch`; its frames are rejected from now on."""
-        self._next.pop(arguments["epoch"], None)
+        outbox = self._next.pop(arguments["epoch"], None)
+        if outbox is not None and outbox is not self._head and outbox not in self._next.values():
+            del self._outboxes[outbox.address]
+            outbox.close()
 
     def _release(self, _: object) -> None:
         """End the process after this call is answered."""

@@ -13,6 +13,7 @@ Everything here overrides or replaces named parts of vLLM 0.32; `runtime.engine.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +39,7 @@ from runtime.engine.messages import (
 )
 from runtime.engine.seeded_generator import SeededGenerator
 from runtime.engine.substitution import substituted
-from runtime.engine.warm_model import first_layer_only
+from runtime.engine.warm_model import only_layer
 from runtime.warm.kv_pool import KVPool, block_spans
 
 if current_platform.is_cpu():
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
 
     from runtime.engine.warm_model import SoloGroup, WarmModel
     from runtime.layout import LayerRange
+
+
+_WARM_UP_REST_S = 0.005
 
 
 class StageWorker(BaseWorker):
@@ -118,13 +122,15 @@ class StageWorker(BaseWorker):
     def warm_up(self, sizes: Sequence[int]) -> None:
         """Run dummy batches of `sizes` tokens, so that real ones meet prepared kernels and mapped memory.
 
-        One layer is enough, since all layers share their kernels, and takes no memory bandwidth from serving stages.
+        One layer at a time, with rests: a whole pass would read all weights at once and slow the stages that serve.
         """
-        with first_layer_only(self.model_runner.model):
-            for tokens in sizes:
-                _, last_hidden = self.model_runner._dummy_run(tokens)
-                if self.position.is_last_rank:
-                    self.model_runner._dummy_sampler_run(last_hidden)
+        for tokens in sizes:
+            for layer in range(self.layers.first, self.layers.stop):
+                with only_layer(self.model_runner.model, layer):
+                    _, last_hidden = self.model_runner._dummy_run(tokens)
+                time.sleep(_WARM_UP_REST_S)
+            if self.position.is_last_rank:
+                self.model_runner._dummy_sampler_run(last_hidden)
         self.pool.populate(range(self.layers.first, self.layers.stop))
 
     def _view_pool(

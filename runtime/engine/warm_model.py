@@ -94,11 +94,12 @@ def _bounded_modules(model: torch.nn.Module) -> list[Any]:
 
 
 @contextmanager
-def first_layer_only(model: torch.nn.Module) -> Iterator[None]:
-    """Let a stage's model compute only the first of its layers (all of them if it has no bounds to narrow)."""
+def only_layer(model: torch.nn.Module, layer: int) -> Iterator[None]:
+    """Let a stage's model compute one of its layers (all of them if it has no bounds to narrow)."""
     with ExitStack() as stack:
         for module in _bounded_modules(model):
-            stack.enter_context(substituted(module, "end_layer", module.start_layer + 1))
+            stack.enter_context(substituted(module, "start_layer", layer))
+            stack.enter_context(substituted(module, "end_layer", layer + 1))
         yield
 
 

@@ -171,7 +171,7 @@ class Traffic:
         possible = {
             "add": (2, len(scheduler.live) < 5),
             "schedule": (8, free and len(self.queue) < 5 and any(r.left for r in scheduler.live.values())),
-            "abort": (0.5, free and self.abortable),
+            "abort": (0.5, free and scheduler.live),
             "preempt": (0.7, free and self.preemptible),
             "tell_finished": (1, free and scheduler.finished),
             "advance": (8, self.busy),
@@ -264,18 +264,8 @@ class Traffic:
                     return True
         return False
 
-    @property
-    def abortable(self) -> list[str]:
-        """Requests whose client may go away now; one that may be replayed may not yet: see test_dispatcher."""
-        replayable: set[str] = set()
-        for sequence, slots in enumerate(self.slots, 1):
-            on_probation = self.old and self.epoch_of.get(sequence) == self.dispatcher.epoch
-            if sequence > len(self.revealed) and (self.falling_back or on_probation):
-                replayable |= slots.requests
-        return [request_id for request_id in self.scheduler.live if request_id not in replayable]
-
     def abort(self) -> None:
-        self.scheduler.end(self.random.choice(self.abortable))
+        self.scheduler.end(self.random.choice(list(self.scheduler.live)))
 
     @property
     def preemptible(self) -> list[str]:
