@@ -39,7 +39,9 @@ def options(tmp_path: Path, *behaviour: str, **changed: Any) -> ReconfigureOptio
 
 
 def own_servers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    """Return the mock servers that are alive below this process (an engine of other tests may live there too)."""
+    alive = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in alive if "loadgen.mock_server" in p.cmdline()]
 
 
 async def test_a_change_that_stalls_the_streams_is_found_with_its_cost(tmp_path):

@@ -214,6 +214,7 @@ class Traffic:
                 while self.node.results:
                     self.deliver()
             assert self.engine_is_free, "a batch waits although nothing is in flight"
+            assert not self.queue, "a result is missing (I3)"
             if self.scheduler.live:
                 self.schedule(chunk=8)
                 if len(self.slots) == sent:
@@ -306,6 +307,10 @@ class Traffic:
         assert self.dispatcher.counters.dropped_frames == dropped + (not wanted)
         assert wanted or self.dispatcher.snapshot() == settled
         self.background.settle()
+        self.take_outputs()
+
+    def take_outputs(self) -> None:
+        """Let the engine's thread, unless it is blocked, hear of what was revealed."""
         while self.engine_is_free and self.queue and self.queue[0][1].done():
             batch, future = self.queue.popleft()
             self.scheduler.update(batch, future.result())
@@ -339,6 +344,7 @@ class Traffic:
 
         self.falling_back = True
         self.background.start(fall_back)
+        self.take_outputs()
 
     @property
     def committed(self) -> bool:

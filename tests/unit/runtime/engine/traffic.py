@@ -71,12 +71,17 @@ class Request:
 
 
 class Scheduler:
-    """Makes batches and takes their outputs, in order, as vLLM's does: chunked prefill, shared prefixes, preemption."""
+    """Makes batches and takes their outputs, in order, as vLLM's does: chunked prefill, shared prefixes, preemption.
+
+    Blocks of a request that ends while it is in flight are given out again only when its last batch came back, as
+    vLLM does with `defer_block_free`.
+    """
 
     def __init__(self, blocks: int) -> None:
         self.live: dict[str, Request] = {}
         self.answered: list[Request] = []
         self.finished: list[str] = []
+        self._leaving: dict[str, Request] = {}
         self._free = list(range(blocks - 1, 0, -1))  # block 0 is the null block
         self._owners: Counter[int] = Counter()
         self._count = 0
@@ -143,10 +148,13 @@ class Scheduler:
         """Take the output of the oldest batch in flight."""
         sampled = dict(zip(output.request_ids, output.sampled_token_ids, strict=True))
         for request_id in batch.scheduled_tokens:
-            request = self.live.get(request_id)
-            if request is None:
-                continue
+            leaving = self._leaving.get(request_id)
+            request = leaving or self.live[request_id]
             request.in_flight -= 1
+            if leaving:
+                if not leaving.in_flight:
+                    self._release(self._leaving.pop(request_id))
+                continue
             request.outputs += sampled[request_id]
             if len(request.outputs) == request.max_tokens:
                 self.answered.append(request)
@@ -155,7 +163,10 @@ class Scheduler:
     def end(self, request_id: str) -> None:
         """Let go of a request: it is answered, or its client went away."""
         request = self.live.pop(request_id)
-        self._release(request)
+        if request.in_flight:
+            self._leaving[request_id] = request
+        else:
+            self._release(request)
         if request.told:
             self.finished.append(request_id)
 
@@ -192,6 +203,7 @@ class Node:
 
     scheduler: Scheduler
     kv: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    watermarks: dict[tuple[int, int], int] = field(default_factory=dict)
     results: list[tuple[Result, list[bytes]]] = field(default_factory=list)
 
 
@@ -225,6 +237,7 @@ class Stage:
         batch = decode_batch(payload)
         self._take_over(batch)
         self._update_states(batch)
+        self._check_watermarks(batch)
         for entry in batch.entries():
             self._compute(entry.id, batch.scheduled_tokens[entry.id])
         if not self.last:
@@ -271,6 +284,18 @@ class Stage:
                 request.blocks = []
             request.blocks += known.new_block_ids[0] if known.new_block_ids else []
 
+    def _check_watermarks(self, batch: ScheduledBatch) -> None:
+        """Check, as a stage does (I2), that what others computed for a request is in the pool to the token."""
+        carried = {request.id for request in batch.carried}
+        inherited = [new.id for new in batch.new] + [k.id for k in batch.known if k.resumed or k.id in carried]
+        for request_id in inherited:
+            request = self.requests[request_id]
+            for layer in self.layers:
+                for index in range(-(-request.computed // BLOCK_TOKENS)):
+                    block, promised = request.blocks[index], min(BLOCK_TOKENS, request.computed - index * BLOCK_TOKENS)
+                    valid = self.node.watermarks.get((layer, block), 0)
+                    assert valid >= promised, f"{request_id}: block {block} of layer {layer} is valid for {valid} tokens"
+
     def _compute(self, request_id: str, count: int) -> None:
         request, wanted = self.requests[request_id], self.node.scheduler.live.get(request_id)
         tokens, stop = request.prompt + request.outputs, request.computed + count
@@ -283,6 +308,7 @@ class Stage:
             for layer in self.layers:
                 if position >= request.computed:
                     self.node.kv[layer, *place] = value
+                    self.node.watermarks[layer, place[0]] = place[1] + 1
                 elif wanted is not None:  # nobody reads what is computed for a request that ended meanwhile
                     held = self.node.kv.get((layer, *place))
                     assert held == value, (
