@@ -294,7 +294,7 @@ class Stage:
                 for index in range(-(-request.computed // BLOCK_TOKENS)):
                     block, promised = request.blocks[index], min(BLOCK_TOKENS, request.computed - index * BLOCK_TOKENS)
                     valid = self.node.watermarks.get((layer, block), 0)
-                    assert valid >= promised, f"{request_id}: block {block} of layer {layer} is valid for {valid} tokens"
+                    assert valid >= promised, f"{request_id}: block {block} of layer {layer} has {valid} valid tokens"
 
     def _compute(self, request_id: str, count: int) -> None:
         request, wanted = self.requests[request_id], self.node.scheduler.live.get(request_id)
