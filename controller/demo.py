@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from openai import AsyncOpenAI
+from rich.text import Text
 
 from loadgen.control import ControlClient
 from loadgen.errors import ControlError
@@ -85,12 +86,12 @@ async def _two_answers(console: Console, base_url: str) -> bool:
         def piece_arrived(count: int, piece: str) -> None:
             console.print(piece, end="", highlight=False, markup=False)
             if count in CHANGE_AT:
-                console.print(f"[reverse] {CHANGE_AT[count]} asked for [/reverse]", end="", highlight=False)
+                console.print(Text(f"[{CHANGE_AT[count]} asked for]", style="reverse"), end="")
                 changes.append(asyncio.create_task(change_to(CHANGE_AT[count])))
 
         async def change_to(layers: str) -> ChangeReport:
             report = await control.change(layers, _CHANGE_DEADLINE_S)
-            console.print(f"[reverse green] {report.to_layers} serves [/reverse green]", end="", highlight=False)
+            console.print(Text(f"[{report.to_layers} serves]", style="reverse green"), end="")
             return report
 
         clock_offset = time.time() - time.perf_counter()

@@ -29,6 +29,8 @@ class PipelineScheduler(Scheduler):
         self._nothing_to_schedule = False
         # Stages but the last learn sampled tokens from the scheduler, whatever the number of stages is at the moment.
         self.use_pp = True
+        # A batch in flight may be replayed: what it reads must not be given to others when one of its requests ends.
+        self.defer_block_free = True
 
     def has_requests(self) -> bool:
         """Whether the engine should schedule now: there is work, room in the pipeline, and something has changed."""
