@@ -342,7 +342,7 @@ class Pipeline(ChangeEffects):
 
     def _bind_stages(self, stages: Sequence[Stage]) -> None:
         clock = time.perf_counter()
-        sizes = {1, max(len(self.dispatcher.ledger), 1)}  # a lone request, and all that are decoding now
+        sizes = {max(len(self.dispatcher.ledger), 1)}  # all that are decoding now: the batch to expect first
         arguments = {**msgspec.to_builtins(self._binding), "warm_up_tokens": sorted(sizes)}
         futures = [self.fleet.call_async(stage, "bind", **arguments) for stage in stages]
         for stage, future in zip(stages, futures, strict=True):

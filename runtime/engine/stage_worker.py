@@ -13,7 +13,6 @@ Everything here overrides or replaces named parts of vLLM 0.32; `runtime.engine.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,7 +38,6 @@ from runtime.engine.messages import (
 )
 from runtime.engine.seeded_generator import SeededGenerator
 from runtime.engine.substitution import substituted
-from runtime.engine.warm_model import only_layer
 from runtime.warm.kv_pool import KVPool, block_spans
 
 if current_platform.is_cpu():
@@ -56,9 +54,6 @@ if TYPE_CHECKING:
 
     from runtime.engine.warm_model import SoloGroup, WarmModel
     from runtime.layout import LayerRange
-
-
-_WARM_UP_REST_S = 0.005
 
 
 class StageWorker(BaseWorker):
@@ -120,15 +115,9 @@ class StageWorker(BaseWorker):
 
     @torch.inference_mode()
     def warm_up(self, sizes: Sequence[int]) -> None:
-        """Run dummy batches of `sizes` tokens, so that real ones meet prepared kernels and mapped memory.
-
-        One layer at a time, with rests: a whole pass would read all weights at once and slow the stages that serve.
-        """
+        """Run dummy batches of `sizes` tokens, so that real ones meet prepared kernels and mapped memory."""
         for tokens in sizes:
-            for layer in range(self.layers.first, self.layers.stop):
-                with only_layer(self.model_runner.model, layer):
-                    _, last_hidden = self.model_runner._dummy_run(tokens)
-                time.sleep(_WARM_UP_REST_S)
+            _, last_hidden = self.model_runner._dummy_run(tokens)
             if self.position.is_last_rank:
                 self.model_runner._dummy_sampler_run(last_hidden)
         self.pool.populate(range(self.layers.first, self.layers.stop))

@@ -94,16 +94,6 @@ def _bounded_modules(model: torch.nn.Module) -> list[Any]:
 
 
 @contextmanager
-def only_layer(model: torch.nn.Module, layer: int) -> Iterator[None]:
-    """Let a stage's model compute one of its layers (all of them if it has no bounds to narrow)."""
-    with ExitStack() as stack:
-        for module in _bounded_modules(model):
-            stack.enter_context(substituted(module, "start_layer", layer))
-            stack.enter_context(substituted(module, "end_layer", layer + 1))
-        yield
-
-
-@contextmanager
 def _solo_groups() -> Iterator[None]:
     """Let a model be built outside of any distributed environment."""
     with ExitStack() as stack:
