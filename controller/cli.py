@@ -45,6 +45,10 @@ def serve(
     batches_in_flight: Annotated[
         int, typer.Option(help="Batches in the pipeline at once; 0: as many as it has nodes.")
     ] = 0,
+    spare_stages: Annotated[
+        int | None,
+        typer.Option(min=0, help="Stages each node keeps ready for a change; default: one more than serve there."),
+    ] = None,
 ) -> None:
     """Serve MODEL as a pipeline behind an OpenAI endpoint. Any further flag goes to `vllm serve`."""
     from runtime.engine.errors import EngineError
@@ -52,7 +56,7 @@ def serve(
     from runtime.head.serve import serve as run_server
     from runtime.model import ModelError, resolve_model
 
-    options = ServeOptions(layers, host, port, threads, batches_in_flight, tuple(context.args))
+    options = ServeOptions(layers, host, port, threads, batches_in_flight, spare_stages, tuple(context.args))
     try:
         resolved = resolve_model(model)
         _out.print(f"serving {resolved.served_name} at http://{host}:{port}/v1")
@@ -100,6 +104,8 @@ def status(
         span = f"layers {stage['first_layer']:>3} to {stage['last_layer']:>3}"
         size = f"{stage['memory_bytes'] / 2**20:6.0f} MiB"
         _out.print(f"  stage {stage['index']}  {span}  {size}  node {stage['node']}  pid {stage['pid']}")
+    for node, number in state["spare_stages"].items():
+        _out.print(f"  {number} spare on node {node}")
     if state["last_change"]:
         _print_report(state["last_change"])
 

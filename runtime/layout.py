@@ -33,6 +33,10 @@ class LayerRange:
     def __str__(self) -> str:
         return f"{self.first}-{self.stop - 1}"
 
+    def as_range(self) -> range:
+        """Return the layers' numbers."""
+        return range(self.first, self.stop)
+
 
 @dataclass(frozen=True, slots=True)
 class StagePlacement:

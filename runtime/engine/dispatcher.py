@@ -41,11 +41,16 @@ def _tell_nobody(_subject: str, _event: str, **_details: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The stages that serve one epoch: their names, and the outbox to the first."""
+    """The stages that serve one epoch, in order: their names and the outboxes to them."""
 
     epoch: int
     stages: tuple[str, ...]
-    first: Outbox
+    outboxes: tuple[Outbox, ...]
+
+    def send(self, sequence: int, payload: Sequence[Buffer]) -> None:
+        """Send a batch to all stages: each prepares it while the ones before it compute. Raises ChannelError."""
+        for outbox in self.outboxes:
+            outbox.send(Batch(self.epoch, sequence, len(payload)), payload)
 
 
 @dataclass(slots=True, eq=False)
@@ -177,9 +182,8 @@ class Dispatcher:
             self.tell(carried.id, event, epoch=entry.epoch, tokens=carried.computed_tokens)
         self._known.difference_update(entry.batch.finished)
         self._known.update(entry.batch.scheduled_tokens)
-        payload = encode(entry.batch)
         try:
-            self._chain.first.send(Batch(entry.epoch, entry.sequence, len(payload)), payload)
+            self._chain.send(entry.sequence, encode(entry.batch))
         except ChannelError as error:
             threading.Thread(target=self.on_failed, args=(entry.epoch, str(error)), daemon=True).start()
 

@@ -44,11 +44,13 @@ class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layers: the first layout, such as ``15,15``; empty for two stages.
     threads: compute threads of each stage; 0 leaves it to the engine.
     batches_in_flight: batches that are in the pipeline at once; 0 for as many as it has nodes.
+    spare_stages: stages that each node keeps ready for the next change; null for one more than it has serving.
     """
 
     layers: str = ""
     threads: int = 0
     batches_in_flight: int = 0
+    spare_stages: int | None = None
 
 
 class PipelineExecutor(Executor):
@@ -84,6 +86,7 @@ class PipelineExecutor(Executor):
             layout,
             threads=settings.threads,
             batches_in_flight=settings.batches_in_flight,
+            spare_stages=settings.spare_stages,
             preload=lambda: _preload(config),
             on_failed=self._on_failed,
         )
@@ -111,7 +114,7 @@ class PipelineExecutor(Executor):
         """Divide the node's KV budget by layers, so that every layout gives the same number of blocks."""
         budget = self.cache_config.kv_cache_memory_bytes
         total = self.pipeline.layout().total_layers
-        return [budget * layers // total for layers in self.pipeline.layout().counts]
+        return [budget * len(specs) // total for specs in self._kv_specs]
 
     def initialize_from_config(self, kv_cache_configs: list[KVCacheConfig]) -> None:
         """Reserve the KV pool for all layers and let the stages view theirs."""

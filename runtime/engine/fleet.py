@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from runtime.engine.stage_process import StageStart
-    from runtime.layout import LayerRange
     from runtime.transport.frames import Buffer
 
 _POLL_MS = 200
@@ -41,13 +40,12 @@ class Stage:
     """One live stage process as the head sees it."""
 
     name: str
-    rank: int
-    layers: LayerRange
     node: str
     pid: int
     outbox: Outbox
     started_at: float = field(default_factory=time.time)
     memory_bytes: int = 0
+    any_role: bool = False
     prepare_ms: dict[str, float] = field(default_factory=dict)
 
 
@@ -111,7 +109,7 @@ class Fleet:
             pid = self._zygote.fork(name, msgspec.msgpack.encode(orders), [pool_descriptor])
         except ZygoteError as error:
             raise StageError(str(error)) from error
-        stage = Stage(name, orders.rank, orders.layers, node, pid, Outbox(self._context, address))
+        stage = Stage(name, node, pid, Outbox(self._context, address))
         with self._lock:
             self._stages[name] = stage
         return stage

@@ -23,14 +23,16 @@ from runtime.engine.fleet import Fleet, Stage
 from runtime.engine.kv_spec import decode_specs
 from runtime.engine.ledger import Ledger
 from runtime.engine.memory import available_bytes
-from runtime.engine.stage_process import PoolBinding, StageStart, run_stage
+from runtime.engine.role import Role
+from runtime.engine.spares import SpareStages
+from runtime.engine.stage_process import PoolBinding, RouteOrder, StageStart, run_stage
 from runtime.layout import Layout
 from runtime.migration.coordinator import ChangeEffects, Coordinator, Cost, Leases
 from runtime.migration.errors import ChangeRefused, NotMovableError
 from runtime.migration.journal import Journal
 from runtime.migration.precopy import LayerMove, PreCopy
 from runtime.migration.protocol import Failed
-from runtime.transport.frames import Batch
+from runtime.transport.frames import PROBE
 from runtime.warm.kv_pool import KVPool
 
 if TYPE_CHECKING:
@@ -78,12 +80,14 @@ class Pipeline(ChangeEffects):
         layout: Layout,
         threads: int,
         batches_in_flight: int,
+        spare_stages: int | None,
         preload: Callable[[], WarmModel],
         on_failed: Callable[[str], None],
         leases: Leases | None = None,
     ) -> None:
         self.journal = Journal()
         self._batches_in_flight = batches_in_flight
+        self._spare_stages = spare_stages
         self.depth = Depth()
         self._set_depth(layout)
         self._threads = threads
@@ -110,6 +114,7 @@ class Pipeline(ChangeEffects):
             self.dispatcher.on_rejected,
             self._on_lost,
         )
+        self.spares = SpareStages(self.fleet, self._start_spare, self.journal)
         self.coordinator = Coordinator(self, self.journal, leases)
 
     # -- start ---------------------------------------------------------------------------------------------------------
@@ -127,9 +132,10 @@ class Pipeline(ChangeEffects):
             self._pool_descriptor(node)
         self.dispatcher.ledger = Ledger(block_tokens)
         self._bind_stages(self._assembly.stages)
-        self._assembly.chain = self._connect(self._assembly.stages)
+        self._assembly.chain = self._connect(self._assembly)
         self.dispatcher.install(self._assembly.chain)
         self.journal.tell("pipeline", "serving", layers=str(self._assembly.layout), epoch=self._assembly.chain.epoch)
+        self._keep_spares()
 
     # -- what the coordinator asks for -----------------------------------------------------------------------------
 
@@ -167,14 +173,18 @@ class Pipeline(ChangeEffects):
                 assembly.kept.add(stage.name)
                 assembly.stages.append(stage)
                 continue
-            stage = self._start_stage(target, rank)
-            assembly.stages.append(stage)
-            # One after the other: loading several at once would only compete with the stages that serve.
-            self._prepare_stages([stage])
-            self._bind_stages([stage])
-            cost.prepare_ms[stage.name] = stage.prepare_ms
+            stage = self.spares.take(target.stages[rank].node)
+            if stage is not None:
+                assembly.stages.append(stage)
+            else:
+                stage = self._start_stage(target, rank)
+                assembly.stages.append(stage)
+                # One after the other: loading several at once would only compete with the stages that serve.
+                self._prepare_stages([stage])
+                self._bind_stages([stage])
+                cost.prepare_ms[stage.name] = stage.prepare_ms
             cost.peak_extra_bytes += stage.memory_bytes
-        assembly.chain = self._connect(assembly.stages)
+        assembly.chain = self._connect(assembly)
         moved = old.layout.moved_layers(target)
         if moved:
             pools = [(self._pools[old.layout.node_of(layer)], self._pools[target.node_of(layer)]) for layer in moved]
@@ -231,8 +241,12 @@ class Pipeline(ChangeEffects):
         target, self._target = self._target, None
         try:
             if target is not None and target.chain is not None and self.epoch() == target.chain.epoch:
+                # A stage of both chains may be waiting for one that has gone.
+                for stage in self._assembly.stages:
+                    if stage.name in target.kept:
+                        self.fleet.call(stage, "unroute", _CALL_TIMEOUT_S, epoch=target.chain.epoch)
                 # A fresh epoch, so that nothing the abandoned chain still sends can be mistaken for an answer.
-                self._assembly.chain = self._connect(self._assembly.stages, probe=False)
+                self._assembly.chain = self._connect(self._assembly, probe=False)
                 self.dispatcher.fall_back(self._assembly.chain)
                 self._set_depth(self._assembly.layout)
         except StageError as error:
@@ -245,6 +259,7 @@ class Pipeline(ChangeEffects):
         if self._pre_copy is not None:
             self._pre_copy.scrub_target()
             self._pre_copy = None
+        self._keep_spares()
 
     def release(self, cost: Cost) -> None:
         """Make the target the serving layout; let go of stages it does not use."""
@@ -255,13 +270,16 @@ class Pipeline(ChangeEffects):
         cost.requests_carried = self.dispatcher.counters.carried_requests - self._carried_before
         self.dispatcher.wait_drained(old.chain.epoch, _CALL_TIMEOUT_S)
         for stage in old.stages:
-            if stage.name in target.kept:
-                self.fleet.call(stage, "unroute", _CALL_TIMEOUT_S, epoch=old.chain.epoch)
-            else:
+            if stage.name not in target.kept and not stage.any_role:
                 self.fleet.release(stage)
+                continue
+            self.fleet.call(stage, "unroute", _CALL_TIMEOUT_S, epoch=old.chain.epoch)
+            if stage.name not in target.kept:
+                self.spares.put(stage)
         if self._pre_copy is not None:
             self._pre_copy.scrub_source()
             self._pre_copy = None
+        self._keep_spares()
 
     # -- status ------------------------------------------------------------------------------------------------------
 
@@ -277,14 +295,17 @@ class Pipeline(ChangeEffects):
                 {
                     "index": index,
                     "name": stage.name,
-                    "first_layer": stage.layers.first,
-                    "last_layer": stage.layers.stop - 1,
+                    "first_layer": placement.layers.first,
+                    "last_layer": placement.layers.stop - 1,
                     "node": stage.node,
                     "pid": stage.pid,
                     "memory_bytes": stage.memory_bytes,
                 }
-                for index, stage in enumerate(self._assembly.stages)
+                for index, (stage, placement) in enumerate(
+                    zip(self._assembly.stages, self._assembly.layout.stages, strict=True)
+                )
             ],
+            "spare_stages": {node: self.spares.count(node) for node in self._descriptors},
             "kv_blocks": self._binding.blocks if self._binding else 0,
             "counters": dataclasses.asdict(self.dispatcher.counters),
             "change": current.id if current else None,
@@ -295,6 +316,7 @@ class Pipeline(ChangeEffects):
         """End everything."""
         self._failed.set()
         self.coordinator.close()
+        self.spares.close()
         self.dispatcher.fail(StageError("the pipeline was shut down"))
         self.fleet.close()
 
@@ -310,11 +332,28 @@ class Pipeline(ChangeEffects):
         return placement, rank == 0, rank == len(layout) - 1
 
     def _start_stage(self, layout: Layout, rank: int) -> Stage:
-        def orders(name: str, inbox: str, head: str) -> StageStart:
-            return StageStart(name, rank, layout.counts, inbox, head, self._threads)
+        return self._fork(layout.stages[rank].node, Role(rank, layout.counts))
 
-        node = layout.stages[rank].node
+    def _start_spare(self, node: str) -> Stage:
+        stage = self._fork(node, None)
+        self._prepare_stages([stage])
+        self._bind_stages([stage])
+        return stage
+
+    def _fork(self, node: str, role: Role | None) -> Stage:
+        def orders(name: str, inbox: str, head: str) -> StageStart:
+            return StageStart(name, inbox, head, self._threads, role)
+
         return self.fleet.start(orders, node, self._pool_descriptor(node))
+
+    def _keep_spares(self) -> None:
+        """Keep enough spare stages on each node for the next change: those it has now and one more, if not told."""
+        layout, stages = self._assembly.layout, self._assembly.stages
+        if not all(stage.any_role for stage in stages):
+            return  # a stage that loads its own layers cannot wait for a role
+        nodes = [placement.node for placement in layout.stages]
+        wanted = {node: nodes.count(node) + 1 if self._spare_stages is None else self._spare_stages for node in nodes}
+        self.spares.keep(wanted)
 
     def _pool_descriptor(self, node: str) -> int:
         """Return the memory file of a node's KV pool, made when the node gets its first stage."""
@@ -335,32 +374,33 @@ class Pipeline(ChangeEffects):
         answers = []
         for stage, future in zip(stages, futures, strict=True):
             ready = future.result(_PREPARE_TIMEOUT_S)
-            stage.memory_bytes = ready["memory_bytes"]
+            stage.memory_bytes, stage.any_role = ready["memory_bytes"], ready["any_role"]
             stage.prepare_ms = {**ready["timings_ms"], "until_loaded": round(1e3 * (time.perf_counter() - clock), 1)}
             answers.append(ready)
         return answers
 
     def _bind_stages(self, stages: Sequence[Stage]) -> None:
         clock = time.perf_counter()
-        sizes = {max(len(self.dispatcher.ledger), 1)}  # all that are decoding now: the batch to expect first
+        # Small batches, and what is decoding now: the batch to expect first. Kernels are prepared for each size.
+        sizes = {1, 2, 4, 8, max(len(self.dispatcher.ledger), 1)}
         arguments = {**msgspec.to_builtins(self._binding), "warm_up_tokens": sorted(sizes)}
         futures = [self.fleet.call_async(stage, "bind", **arguments) for stage in stages]
         for stage, future in zip(stages, futures, strict=True):
             future.result(_PREPARE_TIMEOUT_S)
             stage.prepare_ms["bind"] = round(1e3 * (time.perf_counter() - clock), 1)
 
-    def _connect(self, stages: Sequence[Stage], *, probe: bool = True) -> Chain:
-        """Give the stages their routes for a fresh epoch, and send a probe through all of them."""
+    def _connect(self, assembly: _Assembly, *, probe: bool = True) -> Chain:
+        """Give the stages their roles and routes for a fresh epoch, and send a probe through all of them."""
         self._epochs += 1
-        epoch = self._epochs
+        epoch, stages = self._epochs, assembly.stages
         addresses = [stage.outbox.address for stage in stages[1:]] + [self.fleet.head_address]
-        futures = [
-            self.fleet.call_async(stage, "route", epoch=epoch, next=address)
-            for stage, address in zip(stages, addresses, strict=True)
-        ]
+        futures = []
+        for rank, (stage, address) in enumerate(zip(stages, addresses, strict=True)):
+            order = RouteOrder(epoch, Role(rank, assembly.layout.counts), address)
+            futures.append(self.fleet.call_async(stage, "route", **msgspec.to_builtins(order)))
         for future in futures:
             future.result(_CALL_TIMEOUT_S)
-        chain = Chain(epoch, tuple(stage.name for stage in stages), stages[0].outbox)
+        chain = Chain(epoch, tuple(stage.name for stage in stages), tuple(stage.outbox for stage in stages))
         if probe:
             self._probe(chain)
         return chain
@@ -370,7 +410,7 @@ class Pipeline(ChangeEffects):
         passed: Future[None] = Future()
         self._probes[chain.epoch] = chain.stages, passed
         try:
-            chain.first.send(Batch(chain.epoch, 0, 0))
+            chain.send(PROBE, [])
             passed.result(_CALL_TIMEOUT_S)
         except TimeoutError as error:
             raise StageError(f"a probe did not pass through {' -> '.join(chain.stages)}") from error
@@ -378,17 +418,25 @@ class Pipeline(ChangeEffects):
             del self._probes[chain.epoch]
 
     def _extra_bytes(self, target: Layout) -> int:
-        """Estimate the memory that the new stages of `target` need beside the old ones."""
+        """Estimate the memory that the new stages of `target` need beside the old ones and the spares."""
         old = self._assembly
         reusable = {self._role(old.layout, rank) for rank in range(len(old.layout))}
         per_layer = sum(stage.memory_bytes for stage in old.stages) / self._total_layers
-        new = [rank for rank in range(len(target)) if self._role(target, rank) not in reusable]
-        return math.ceil(sum(per_layer * target.counts[rank] + _PROCESS_BYTES for rank in new))
+        spares = {node: self.spares.count(node) for node in target.nodes}
+        needed = 0.0
+        for rank, placement in enumerate(target.stages):
+            if self._role(target, rank) in reusable:
+                continue
+            if spares[placement.node] > 0:
+                spares[placement.node] -= 1
+            else:
+                needed += per_layer * len(placement.layers) + _PROCESS_BYTES
+        return math.ceil(needed)
 
     # -- what the fleet and the dispatcher report ----------------------------------------------------------------------
 
     def _on_result(self, result: Result, buffers: Sequence[Buffer]) -> None:
-        if result.sequence == 0:
+        if result.sequence == PROBE:
             _, passed = self._probes.get(result.epoch, (None, None))
             if passed is not None and not passed.done():
                 passed.set_result(None)
@@ -415,6 +463,8 @@ class Pipeline(ChangeEffects):
             self.coordinator.post(Failed(reason))
         elif any(stage.name == name for stage in self._assembly.stages):
             self._fail(reason)
+        elif self.spares.lost(name):
+            self._keep_spares()
 
     def _fail(self, reason: str) -> None:
         if not self._failed.is_set():

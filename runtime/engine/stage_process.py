@@ -4,6 +4,13 @@ The loop is sequential on purpose: control calls and batches are handled one at 
 requests that the messages before it set up. A stage serves every epoch it has a route for, which lets it belong to the
 old and the new chain while a change is under way, and rejects every other (invariant I1).
 
+The head sends a batch to all stages at once. A stage prepares it (requests, block tables, attention metadata) and only
+then waits for the hidden states of the stage before it, which computes meanwhile. All stages get the batches in one
+order, so no two can wait for each other; a wait ends when the epoch is taken away (`unroute`).
+
+A stage that inherited the whole model from the zygote can take any role, a new one with every epoch: it is prepared
+before anybody knows what for, waits as a spare, and goes back to being one.
+
 A stage is prepared on a thread that runs only when a core is idle: loading weights must not take the processor from
 the stages that are serving. The thread that computes keeps its normal priority.
 """
@@ -14,7 +21,9 @@ import os
 import threading
 import time
 import traceback
+from collections import deque
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -25,9 +34,21 @@ from runtime.engine.errors import StageError
 from runtime.engine.kv_spec import encode_specs
 from runtime.engine.memory import anonymous_bytes
 from runtime.engine.messages import BatchOutput, decode_batch, encode
-from runtime.layout import LayerRange
+from runtime.engine.role import Role
 from runtime.transport.channel import Inbox, Outbox
-from runtime.transport.frames import Batch, Call, FrameError, Rejected, Reply, Result, StageSpan, TensorMeta, unpack
+from runtime.transport.frames import (
+    PROBE,
+    Batch,
+    Call,
+    FrameError,
+    Hidden,
+    Rejected,
+    Reply,
+    Result,
+    StageSpan,
+    TensorMeta,
+    unpack,
+)
 from runtime.warm.kv_pool import KVPool, KVPoolShape
 
 if TYPE_CHECKING:
@@ -37,26 +58,24 @@ if TYPE_CHECKING:
 
     from runtime.engine.stage_worker import StageWorker
     from runtime.engine.warm_model import WarmModel
-    from runtime.transport.frames import Buffer
+    from runtime.transport.frames import Buffer, Frame
 
 _T = TypeVar("_T")
 
+_HEARD_WHILE_WAITING = frozenset({"route", "unroute", "release"})
+
 
 class StageStart(msgspec.Struct, frozen=True):
-    """What a stage process is told when it is forked."""
+    """What a stage process is told when it is forked.
+
+    `role`: what to load where no model can be inherited; None for a stage that will be told with each epoch.
+    """
 
     name: str
-    rank: int
-    layer_counts: tuple[int, ...]
     inbox: str
     head: str
     threads: int
-
-    @property
-    def layers(self) -> LayerRange:
-        """The layers this stage owns."""
-        first = sum(self.layer_counts[: self.rank])
-        return LayerRange(first, first + self.layer_counts[self.rank])
+    role: Role | None = None
 
 
 class PoolBinding(msgspec.Struct, frozen=True):
@@ -87,6 +106,26 @@ def run_stage(payload: bytes, descriptors: Sequence[int], vllm_config: VllmConfi
     StageProcess(start, descriptors[0], vllm_config, warm_model).serve()
 
 
+class RouteOrder(msgspec.Struct, frozen=True):
+    """Argument of the ``route`` call."""
+
+    epoch: int
+    role: Role
+    next: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """How this stage serves one epoch: in which role, and who gets what it computes."""
+
+    role: Role
+    outbox: Outbox
+
+
+class _AbandonedError(Exception):
+    """The epoch of the batch that is being computed was taken away."""
+
+
 class StageProcess:
     """The loop around a `StageWorker`."""
 
@@ -98,8 +137,10 @@ class StageProcess:
         self._context = zmq.Context()
         self._inbox = Inbox(self._context, start.inbox)
         self._head = Outbox(self._context, start.head)
-        self._next: dict[int, Outbox] = {}
+        self._routes: dict[int, _Route] = {}  # by epoch
         self._outboxes: dict[str, Outbox] = {start.head: self._head}
+        self._waiting: deque[tuple[Frame, Sequence[Buffer]]] = deque()  # came while a batch was being computed
+        self._hidden: dict[tuple[int, int], tuple[Hidden, Sequence[Buffer]]] = {}  # by epoch and sequence
         self._worker: StageWorker | None = None
         self._running = True
         self._calls: dict[str, Callable[[Any], object]] = {
@@ -114,53 +155,108 @@ class StageProcess:
     def serve(self) -> None:
         """Handle messages until released."""
         while self._running:
-            parts = self._inbox.receive()
-            if parts is None:
+            received = self._waiting.popleft() if self._waiting else self._receive()
+            if received is None:
                 return
+            frame, buffers = received
+            if isinstance(frame, Batch):
+                self._compute(frame, buffers)
+            elif isinstance(frame, Hidden):
+                self._keep_hidden(frame, buffers)
+            elif isinstance(frame, Call):
+                self._answer(frame, buffers[0])
+        self._context.destroy(linger=1000)
+
+    def _receive(self) -> tuple[Frame, Sequence[Buffer]] | None:
+        """Return the next frame that is for stages, or None when the context was closed."""
+        while (parts := self._inbox.receive()) is not None:
             try:
                 frame, buffers = unpack(parts)
             except FrameError as error:
                 self._head.send(Rejected(self._start.name, -1, -1, str(error)))
                 continue
-            if isinstance(frame, Batch):
-                self._compute(frame, buffers)
-            elif isinstance(frame, Call):
-                self._answer(frame, buffers[0])
-            else:
-                self._head.send(Rejected(self._start.name, -1, -1, f"a stage does not take {type(frame).__name__}"))
-        self._context.destroy(linger=1000)
+            if isinstance(frame, Batch | Hidden | Call):
+                return frame, buffers
+            self._head.send(Rejected(self._start.name, -1, -1, f"a stage does not take {type(frame).__name__}"))
+        return None
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
     def _compute(self, frame: Batch, buffers: Sequence[Buffer]) -> None:
-        outbox = self._next.get(frame.epoch)
-        if outbox is None or self._worker is None:
-            served = sorted(self._next)
-            reason = f"epoch {frame.epoch} is not served by stage {self._start.name}, which serves {served}"
-            self._head.send(Rejected(self._start.name, frame.epoch, frame.sequence, reason))
+        route = self._route_of(frame)
+        if route is None:
             return
-        if frame.buffers == 0:  # a probe: it only has to come through
-            last = self._start.rank == len(self._start.layer_counts) - 1
-            outbox.send(Result(frame.epoch, frame.sequence, 0) if last else frame)
+        if frame.buffers == 0:
+            if route.role.is_first:
+                self._pass_probe(frame.epoch, route)
             return
         start_ns = time.monotonic_ns()
-        payload, tensor_buffers = buffers[: frame.payload_buffers], buffers[frame.payload_buffers :]
+        spans: tuple[StageSpan, ...] = ()
+
+        def fetch() -> dict[str, torch.Tensor]:
+            nonlocal start_ns, spans
+            hidden, hidden_buffers = self._await_hidden(frame.epoch, frame.sequence)
+            start_ns, spans = time.monotonic_ns(), hidden.spans
+            return _to_tensors(hidden.tensors, hidden_buffers)
+
         try:
-            batch = decode_batch(payload)
-            hidden = _to_tensors(frame.tensors, tensor_buffers)
-            output = self._worker.compute(batch, hidden)
+            output = self._ready_worker().compute(route.role, decode_batch(buffers), fetch)
+        except _AbandonedError:
+            return
         except Exception as error:  # noqa: BLE001 - any failure of this batch is the head's to decide about
             traceback.print_exc()
-            reason = f"{type(error).__name__}: {error}"
-            self._head.send(Rejected(self._start.name, frame.epoch, frame.sequence, reason))
+            self._reject(frame, f"{type(error).__name__}: {error}")
             return
-        spans = (*frame.spans, StageSpan(self._start.name, start_ns, time.monotonic_ns()))
+        spans = (*spans, StageSpan(self._start.name, start_ns, time.monotonic_ns()))
         if isinstance(output, BatchOutput):
             encoded = encode(output)
-            outbox.send(Result(frame.epoch, frame.sequence, len(encoded), spans), encoded)
+            route.outbox.send(Result(frame.epoch, frame.sequence, len(encoded), spans), encoded)
         else:
             metas, raw = _to_buffers(output)
-            outbox.send(Batch(frame.epoch, frame.sequence, len(payload), metas, spans), [*payload, *raw])
+            route.outbox.send(Hidden(frame.epoch, frame.sequence, metas, spans), raw)
+
+    def _route_of(self, frame: Batch | Hidden) -> _Route | None:
+        """Return the route of a frame's epoch; without one, reject the frame (I1)."""
+        route = self._routes.get(frame.epoch)
+        if route is None:
+            served = sorted(self._routes)
+            reason = f"epoch {frame.epoch} is not served by stage {self._start.name}, which serves {served}"
+            self._reject(frame, reason)
+        return route
+
+    def _reject(self, frame: Batch | Hidden, reason: str) -> None:
+        self._head.send(Rejected(self._start.name, frame.epoch, frame.sequence, reason))
+
+    def _keep_hidden(self, frame: Hidden, buffers: Sequence[Buffer]) -> None:
+        """Keep hidden states until their batch asks for them; a probe goes on at once, whatever is being computed."""
+        route = self._route_of(frame)
+        if route is None:
+            return
+        if frame.sequence == PROBE:
+            self._pass_probe(frame.epoch, route)
+        else:
+            self._hidden[frame.epoch, frame.sequence] = frame, buffers
+
+    def _await_hidden(self, epoch: int, sequence: int) -> tuple[Hidden, Sequence[Buffer]]:
+        """Wait for the hidden states of a batch; what else comes waits, but for the calls that may end the wait."""
+        while (arrived := self._hidden.pop((epoch, sequence), None)) is None:
+            received = self._receive()
+            if received is None:
+                raise _AbandonedError
+            frame, buffers = received
+            if isinstance(frame, Hidden):
+                self._keep_hidden(frame, buffers)
+            elif isinstance(frame, Call) and frame.method in _HEARD_WHILE_WAITING:
+                self._answer(frame, buffers[0])
+                if epoch not in self._routes or not self._running:
+                    raise _AbandonedError
+            else:
+                self._waiting.append((frame, buffers))
+        return arrived
+
+    @staticmethod
+    def _pass_probe(epoch: int, route: _Route) -> None:
+        route.outbox.send(Result(epoch, PROBE, 0) if route.role.is_last else Hidden(epoch, PROBE))
 
     # -- control ---------------------------------------------------------------------------------------------------
 
@@ -177,7 +273,7 @@ class StageProcess:
         self._head.send(Reply(self._start.name, call.call), [result])
 
     def _prepare(self, _: object) -> dict[str, Any]:
-        """Load the stage's layers; returns timings in ms, bytes of weights and the KV cache spec."""
+        """Take over or load layers; returns timings in ms, bytes of memory, the KV cache spec, and what it can be."""
         timings: dict[str, float] = {}
         before = anonymous_bytes()
         self._worker = worker = _in_background(
@@ -186,6 +282,7 @@ class StageProcess:
         return {
             "timings_ms": timings,
             "memory_bytes": anonymous_bytes() - before,
+            "any_role": worker.inherited,
             "kv_specs": encode_specs(worker.get_kv_cache_spec()),
             "kv_layouts": worker.get_supported_kv_cache_layouts(),
         }
@@ -204,18 +301,30 @@ class StageProcess:
         _in_background(bind, threads=torch.get_num_threads())
 
     def _route(self, arguments: dict[str, Any]) -> None:
-        """Serve `epoch`: send what this stage computes to `next`."""
-        address = arguments["next"]
-        if address not in self._outboxes:
-            self._outboxes[address] = Outbox(self._context, address)
-        self._next[arguments["epoch"]] = self._outboxes[address]
+        """Serve `epoch` in a role: send what this stage computes to `next`."""
+        route = msgspec.convert(arguments, RouteOrder)
+        worker = self._ready_worker()
+        if not self._routes:
+            # Nobody waits for this stage yet: it can meet the memory that others have filled.
+            worker.take_role(route.role)
+            _in_background(worker.map_kv, threads=1)
+        if route.next not in self._outboxes:
+            self._outboxes[route.next] = Outbox(self._context, route.next)
+        self._routes[route.epoch] = _Route(route.role, self._outboxes[route.next])
 
     def _unroute(self, arguments: dict[str, Any]) -> None:
-        """Stop serving `epoch`; its frames are rejected from now on."""
-        outbox = self._next.pop(arguments["epoch"], None)
-        if outbox is not None and outbox is not self._head and outbox not in self._next.values():
+        """Stop serving `epoch`; its frames are rejected from now on. A stage without any epoch is a spare."""
+        epoch = arguments["epoch"]
+        route = self._routes.pop(epoch, None)
+        self._hidden = {key: value for key, value in self._hidden.items() if key[0] != epoch}
+        if route is None:
+            return
+        outbox = route.outbox
+        if outbox is not self._head and all(outbox is not other.outbox for other in self._routes.values()):
             del self._outboxes[outbox.address]
             outbox.close()
+        if not self._routes:
+            self._ready_worker().forget_requests()
 
     def _release(self, _: object) -> None:
         """End the process after this call is answered."""
@@ -253,7 +362,7 @@ def _in_background(work: Callable[[], _T], threads: int) -> _T:
 def _load_worker(
     start: StageStart, config: VllmConfig, warm_model: WarmModel, timings: dict[str, float]
 ) -> StageWorker:
-    """Construct the worker and load its layers; `timings` gets each part in ms."""
+    """Construct the worker and take over or load its layers; `timings` gets each part in ms."""
     clock = time.perf_counter()
 
     def lap(name: str) -> None:
@@ -267,12 +376,15 @@ def _load_worker(
     from vllm.utils.system_utils import set_process_title
 
     from runtime.engine.stage_worker import StageWorker
-    from runtime.engine.warm_model import SoloGroup
 
-    set_process_title(f"stage-{start.rank}[{start.layers}]")
-    os.environ["VLLM_PP_LAYER_PARTITION"] = ",".join(map(str, start.layer_counts))
+    set_process_title(start.name)
+    # An inherited model is whole, and becomes a part of it when a role is taken.
+    loaded = start.role
+    if warm_model.inheritable or loaded is None:
+        loaded = Role.whole(config.model_config.get_total_num_hidden_layers())
+    os.environ["VLLM_PP_LAYER_PARTITION"] = ",".join(map(str, loaded.layer_counts))
     parallel = config.parallel_config
-    parallel.pipeline_parallel_size = parallel.world_size = len(start.layer_counts)
+    parallel.pipeline_parallel_size = parallel.world_size = loaded.size
     with set_current_vllm_config(config):
         worker = StageWorker(
             vllm_config=config,
@@ -281,8 +393,7 @@ def _load_worker(
             distributed_init_method=get_file_store_init_method(),
             is_driver_worker=True,
         )
-        worker.position = SoloGroup(start.rank, len(start.layer_counts))
-        worker.layers = start.layers
+        worker.role = loaded
         worker.warm_model = warm_model
         lap("construct")
         worker.init_device()
@@ -292,7 +403,7 @@ def _load_worker(
     return worker
 
 
-def _to_tensors(metas: Sequence[TensorMeta], buffers: Sequence[Buffer]) -> dict[str, torch.Tensor] | None:
+def _to_tensors(metas: Sequence[TensorMeta], buffers: Sequence[Buffer]) -> dict[str, torch.Tensor]:
     """Read hidden states; raises StageError when a buffer is not what its description says."""
     tensors = {}
     for meta, buffer in zip(metas, buffers, strict=True):
@@ -306,7 +417,7 @@ def _to_tensors(metas: Sequence[TensorMeta], buffers: Sequence[Buffer]) -> dict[
             raise StageError(f"tensor {meta.name!r} of {meta.dtype}{list(meta.shape)} came with {len(buffer)} bytes")
         # bytearray: torch wants memory that it may write to; hidden states are small.
         tensors[meta.name] = torch.frombuffer(bytearray(buffer), dtype=dtype).view(meta.shape)
-    return tensors or None
+    return tensors
 
 
 def _to_buffers(tensors: dict[str, torch.Tensor]) -> tuple[tuple[TensorMeta, ...], list[Buffer]]:

@@ -1,8 +1,9 @@
-"""A vLLM worker that owns one contiguous range of layers and knows nothing of its neighbours.
+"""A vLLM worker that computes one contiguous range of layers and knows nothing of its neighbours.
 
 Stock vLLM ties pipeline stages together in one process group made at start. Here each stage has a group of its own,
 of size one; what the model asks its pipeline group (am I first, am I last, which layers are mine) is answered by a
-`SoloGroup`. Hidden states come and go as plain tensors, so the chain can be re-wired between two batches.
+`SoloGroup`. Hidden states come and go as plain tensors, so the chain can be re-wired between two batches, and a stage
+that has inherited the whole model can have another role in each.
 
 The KV cache is not allocated: the worker views the layers it owns in the node's pool (`runtime.warm.kv_pool`), records
 after each batch how far every block is valid, and checks that record before it goes on with a request that
@@ -38,6 +39,7 @@ from runtime.engine.messages import (
 )
 from runtime.engine.seeded_generator import SeededGenerator
 from runtime.engine.substitution import substituted
+from runtime.engine.warm_model import SoloGroup
 from runtime.warm.kv_pool import KVPool, block_spans
 
 if current_platform.is_cpu():
@@ -48,21 +50,55 @@ else:
     from vllm.v1.worker.gpu_worker import Worker as BaseWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-    from runtime.engine.warm_model import SoloGroup, WarmModel
-    from runtime.layout import LayerRange
+    from runtime.engine.role import Role
+    from runtime.engine.warm_model import WarmModel
+
+
+class _HiddenStates(IntermediateTensors):
+    """Hidden states that are fetched when the model runner asks for them, after it has prepared the batch."""
+
+    def __init__(self, fetch: Callable[[], dict[str, torch.Tensor]]) -> None:
+        self._fetch = fetch
+        self._tensors: dict[str, torch.Tensor] | None = None
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors, each ``[tokens, ...]``; the first access waits for them."""
+        if self._tensors is None:
+            self._tensors = self._fetch()
+        return self._tensors
 
 
 class StageWorker(BaseWorker):
-    """One stage. vLLM constructs it; `position`, `layers` and `warm_model` are set before `init_device`."""
+    """One stage. vLLM constructs it; `role` (what to load) and `warm_model` are set before `init_device`."""
 
-    position: SoloGroup
-    layers: LayerRange
+    role: Role
     warm_model: WarmModel
     pool: KVPool
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this stage has the whole model, and can take any role."""
+        return self.warm_model.inheritable
+
+    def take_role(self, role: Role) -> None:
+        """Be another stage from the next batch on.
+
+        Raises:
+            StageError: this stage has only loaded the layers of one role.
+
+        """
+        if role == self.role:
+            return
+        if not self.inherited:
+            raise StageError(f"this stage has loaded {self.role}; it cannot be {role}")
+        self.role = role
+        parallel_state._PP = SoloGroup(role.rank, role.size)
+        self.warm_model.compute_only(role.layers)
 
     def init_device(self) -> None:
         """Make the process groups with one member, then take the place in the pipeline."""
@@ -73,27 +109,26 @@ class StageWorker(BaseWorker):
 
         def init_groups_then_take_position(*args: Any, **kwargs: Any) -> None:
             init_groups(*args, **kwargs)
-            parallel_state._PP = self.position
+            parallel_state._PP = SoloGroup(self.role.rank, self.role.size)
             parallel.pipeline_parallel_size, parallel.world_size = sizes
 
         with substituted(base_module, "init_worker_distributed_environment", init_groups_then_take_position):
             super().init_device()
 
     def load_model(self, **kwargs: Any) -> None:
-        """Take over or load the layers of this stage; in eager mode also make the buffer for hidden states."""
+        """Take over the model, or load the layers of this stage; make the buffer for hidden states."""
         runner = self.model_runner
-        inherited = self.warm_model.slice_for(self.layers, self.vllm_config)
-        if inherited is None:
-            super().load_model(**kwargs)
+        if self.inherited:
+            runner.model = self.warm_model.inherit()
         else:
-            runner.model = inherited
-        if not self.position.is_first_rank and runner.intermediate_tensors is None:
+            super().load_model(**kwargs)
+        if runner.intermediate_tensors is None and (self.inherited or not self.role.is_first):
             runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
                 batch_size=runner.max_num_tokens, dtype=self.model_config.dtype, device=self.device
             )
 
     def bind_kv(self, pool: KVPool, layout_name: str) -> None:
-        """View this stage's layers in the node's KV pool and finish vLLM's own set-up around them.
+        """View the layers this stage has in the node's KV pool and finish vLLM's own set-up around them.
 
         Raises:
             StageError: the pool has another shape than this model's cache.
@@ -105,8 +140,8 @@ class StageWorker(BaseWorker):
         cache.num_gpu_blocks_override = shape.blocks
         with set_current_vllm_config(self.vllm_config):
             self.set_kv_cache_layout(layout_name)
-            own_bytes = shape.layer_bytes * max(len(self.layers), 1)
-            config = get_kv_cache_configs(self.vllm_config, [self.get_kv_cache_spec()], [own_bytes])[0]
+            specs = self.get_kv_cache_spec()
+            config = get_kv_cache_configs(self.vllm_config, [specs], [shape.layer_bytes * len(specs)])[0]
             config.kv_cache_layout = layout_name
             if config.num_blocks != shape.blocks:
                 raise StageError(f"this stage made {config.num_blocks} KV blocks, the pool has {shape.blocks}")
@@ -115,12 +150,19 @@ class StageWorker(BaseWorker):
 
     @torch.inference_mode()
     def warm_up(self, sizes: Sequence[int]) -> None:
-        """Run dummy batches of `sizes` tokens, so that real ones meet prepared kernels and mapped memory."""
+        """Run dummy batches of `sizes` tokens through every layer there is, so that real ones meet prepared kernels."""
         for tokens in sizes:
             _, last_hidden = self.model_runner._dummy_run(tokens)
-            if self.position.is_last_rank:
+            if self.role.is_last:
                 self.model_runner._dummy_sampler_run(last_hidden)
-        self.pool.populate(range(self.layers.first, self.layers.stop))
+
+    def map_kv(self) -> None:
+        """Map the KV that other stages have written of this stage's layers, instead of page by page later."""
+        self.pool.populate(self.role.layers.as_range())
+
+    def forget_requests(self) -> None:
+        """Let go of every request: this stage serves nobody any more, or begins anew."""
+        self._forget(list(self.model_runner.requests))
 
     def _view_pool(
         self, config: KVCacheConfig, device: torch.device, layout: Any, kernel_block_sizes: list[int] | None = None
@@ -146,28 +188,31 @@ class StageWorker(BaseWorker):
 
     @torch.inference_mode()
     def compute(
-        self, batch: ScheduledBatch, hidden: dict[str, torch.Tensor] | None
+        self, role: Role, batch: ScheduledBatch, fetch_hidden: Callable[[], dict[str, torch.Tensor]]
     ) -> dict[str, torch.Tensor] | BatchOutput:
         """Run one batch through this stage.
 
         Args:
+            role: which stage to be for this batch.
             batch: what the scheduler decided, and the requests this stage has to be told about first.
-            hidden: hidden states of the previous stage, each ``[tokens, ...]``; None on the first stage.
+            fetch_hidden: waits for the hidden states of the previous stage, each ``[tokens, ...]``; called once the
+                batch is prepared, and never on the first stage.
 
         Returns:
             The hidden states for the next stage, or on the last stage the sampled output.
 
         Raises:
-            StageError: a carried request's KV is not valid as far as promised.
+            StageError: a carried request's KV is not valid as far as promised, or the role cannot be taken.
 
         """
         runner = self.model_runner
+        self.take_role(role)
         self._take_over(batch)
         spans = self._written_spans(batch)
         self._check_watermarks(batch, spans)
         scheduled, grammar = batch_to_vllm(batch)
-        tensors = IntermediateTensors({k: v.to(self.device) for k, v in hidden.items()}) if hidden else None
-        output = runner.execute_model(scheduled, tensors)
+        hidden = _HiddenStates(lambda: {name: tensor.to(self.device) for name, tensor in fetch_hidden().items()})
+        output = runner.execute_model(scheduled, None if role.is_first else hidden)
         self._record_written(spans)
         if isinstance(output, IntermediateTensors):
             return dict(output.tensors)
@@ -181,16 +226,20 @@ class StageWorker(BaseWorker):
             output, {request_id: generator.state_bytes() for request_id, generator in seeded.items()}
         )
 
+    def _forget(self, request_ids: Sequence[str]) -> None:
+        runner = self.model_runner
+        for request_id in request_ids:
+            runner.requests.pop(request_id, None)
+            runner.num_prompt_logprobs.pop(request_id, None)
+            runner.input_batch.remove_request(request_id)
+
     def _take_over(self, batch: ScheduledBatch) -> None:
         """Learn the carried requests, replacing whatever this stage believed of them."""
         runner = self.model_runner
         outdated = [request.id for request in batch.carried]
         if batch.replayed:
             outdated += [request.id for request in batch.new if request.id in runner.requests]
-        for request_id in outdated:
-            runner.requests.pop(request_id, None)
-            runner.num_prompt_logprobs.pop(request_id, None)
-            runner.input_batch.remove_request(request_id)
+        self._forget(outdated)
         for carried in batch.carried:
             generator = None
             if carried.sampling_params.sampling_type == SamplingType.RANDOM_SEED:
@@ -235,7 +284,7 @@ class StageWorker(BaseWorker):
         stored before its attention reads any.
         """
         carried = {request.id for request in batch.carried}
-        rows = range(self.layers.first, self.layers.stop)
+        rows = self.role.layers.as_range()
         about_to_be_written = {block: (first, stop) for block, first, stop in spans}
         size = self.pool.shape.block_tokens
         for entry in batch.entries():
@@ -260,7 +309,7 @@ class StageWorker(BaseWorker):
         """Advance the pool's watermarks to what this batch has just written."""
         if spans:
             blocks, first, stop = zip(*spans, strict=True)
-            self.pool.record_written(range(self.layers.first, self.layers.stop), blocks, first, stop)
+            self.pool.record_written(self.role.layers.as_range(), blocks, first, stop)
 
     def _seeded_generators(self) -> dict[str, SeededGenerator]:
         """Return the generators of seeded requests in the batch, in a form whose state can be carried over."""

@@ -3,7 +3,7 @@
 The zygote builds the whole model, packed for the processor's kernels, before it forks the first stage. A stage is a
 copy of the zygote, so it has every layer already: the kernel shares the pages, nobody writes to them, and three stages
 of a model take the memory of one. Becoming stage ``[8, 20)`` is then a matter of telling the model where it starts and
-ends, which takes milliseconds and reads no byte.
+ends: no byte is read, and the same process can be another stage with the next batch.
 
 Caveats. A forked process cannot use a device that its parent has opened, so on GPUs a stage loads its own layers. The
 zygote must not start OpenMP threads (a child would wait for them forever), so it works on one thread. A model without
@@ -71,18 +71,21 @@ class WarmModel:
         else:
             logger.info("%s has no layer bounds; each stage loads its own layers", type(model).__name__)
 
-    def slice_for(self, layers: LayerRange, config: VllmConfig) -> torch.nn.Module | None:
-        """Turn the inherited model into the stage `layers` (in a forked stage); None when there is none to inherit."""
-        if self._model is None:
-            return None
-        for module in _bounded_modules(self._model):
-            module.start_layer, module.end_layer = layers.first, layers.stop
-        from runtime.engine.stage_worker import layer_index
+    @property
+    def inheritable(self) -> bool:
+        """Whether a forked stage can take over the model, or has to load its own layers."""
+        return self._model is not None
 
-        context = config.compilation_config.static_forward_context
-        for name in [name for name in context if layer_index(name) not in layers]:
-            del context[name]
+    def inherit(self) -> torch.nn.Module:
+        """Return the whole model (in a forked stage)."""
+        if self._model is None:
+            raise StageError("there is no model to inherit")
         return self._model
+
+    def compute_only(self, layers: LayerRange) -> None:
+        """Let the model's forward go through `layers` only."""
+        for module in _bounded_modules(self.inherit()):
+            module.start_layer, module.end_layer = layers.first, layers.stop
 
 
 def _bounded_modules(model: torch.nn.Module) -> list[Any]:

@@ -30,6 +30,7 @@ class ServeOptions:
     port: int = DEFAULT_PORT
     threads: int = 0
     batches_in_flight: int = 0
+    spare_stages: int | None = None
     extra: Sequence[str] = ()
 
 
@@ -48,6 +49,7 @@ def vllm_arguments(model: ResolvedModel, options: ServeOptions, *, on_cpu: bool)
         "layers": options.layers or "",
         "threads": options.threads,
         "batches_in_flight": options.batches_in_flight,
+        "spare_stages": options.spare_stages,
     }
     return [
         "--model",

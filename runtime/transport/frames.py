@@ -6,8 +6,9 @@ or mistyped field, or with the wrong number of buffers is rejected as a whole (i
 
 ::
 
-    head ----- Batch ----> stage 0 --- Batch + hidden states ---> stage 1 ... ---> last stage
-    head <------------------------------------ Result ------------------------------------+
+    head ----- Batch ----> every stage of the chain, which prepares it while the stages before it compute
+               stage 0 --- Hidden ---> stage 1 --- Hidden ---> ... ---> last stage
+    head <----------------------------- Result ----------------------------+
     head <---- Rejected ---- any stage            (a frame of an epoch that it has no route for)
     head ----- Call -------> any stage            (control: prepare, bind, route, release)
     head <---- Reply ------- any stage
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     Buffer = bytes | bytearray | memoryview
 
 
+PROBE = 0
+"""Sequence of the batch of nothing that checks a chain from end to end; real batches count from 1."""
+
+
 class FrameError(ValueError):
     """A message that must not be acted on: unknown kind, malformed header, or buffers that do not match it."""
 
@@ -38,7 +43,10 @@ class TensorMeta(msgspec.Struct, frozen=True):
 
 
 class StageSpan(msgspec.Struct, frozen=True):
-    """When a stage computed a batch, in nanoseconds of CLOCK_MONOTONIC (one clock for all processes of a machine)."""
+    """When a stage computed a batch, in nanoseconds of CLOCK_MONOTONIC (one clock for all processes of a machine).
+
+    It starts when the stage has the hidden states of the stage before it; what it prepared until then is not in it.
+    """
 
     stage: str
     start_ns: int
@@ -46,21 +54,28 @@ class StageSpan(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, tag="batch", frozen=True):
-    """One scheduled batch on its way down the chain of `epoch`.
+    """One scheduled batch for all stages of the chain of `epoch`; the buffers hold the engine's own encoding.
 
-    Buffers: `payload_buffers` for the engine's own encoding of the batch, then one per entry of `tensors`.
+    A batch without buffers is a probe: it passes through the chain, as number `PROBE`, and is computed by nobody.
     """
 
     epoch: int
     sequence: int
-    payload_buffers: int
+    buffers: int
+
+
+class Hidden(msgspec.Struct, tag="hidden", frozen=True):
+    """What a stage computed of a batch, for the next stage: one raw buffer per entry of `tensors`."""
+
+    epoch: int
+    sequence: int
     tensors: tuple[TensorMeta, ...] = ()
     spans: tuple[StageSpan, ...] = ()
 
     @property
     def buffers(self) -> int:
         """Return how many buffers follow the header."""
-        return self.payload_buffers + len(self.tensors)
+        return len(self.tensors)
 
 
 class Result(msgspec.Struct, tag="result", frozen=True):
@@ -99,7 +114,7 @@ class Reply(msgspec.Struct, tag="reply", frozen=True):
     buffers: int = 1
 
 
-Frame = Batch | Result | Rejected | Call | Reply
+Frame = Batch | Hidden | Result | Rejected | Call | Reply
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
@@ -131,7 +146,7 @@ def unpack(parts: Sequence[Buffer]) -> tuple[Frame, Sequence[Buffer]]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError(f"not a frame of this protocol: {error}") from error
     buffers = parts[1:]
-    if len(buffers) != frame.buffers or min(frame.buffers, getattr(frame, "payload_buffers", 0)) < 0:
+    if len(buffers) != frame.buffers:
         raise FrameError(f"{type(frame).__name__} announces {frame.buffers} buffers, but {len(buffers)} came")
     if isinstance(frame, Call | Reply) and frame.buffers != (0 if getattr(frame, "error", None) is not None else 1):
         raise FrameError(f"a {type(frame).__name__} has exactly one buffer, or none with an error, not {frame.buffers}")

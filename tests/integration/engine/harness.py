@@ -121,6 +121,16 @@ class Harness:
 
     # -- changing the pipeline -----------------------------------------------------------------------------------------
 
+    def use_up_spares(self) -> None:
+        """Let the next change find no stage that is ready: it has to start its own."""
+        spares = self.pipeline.spares
+        deadline = time.monotonic() + _DEADLINE_S
+        while spares._missing() is not None:  # none may come back while they are taken
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        while (stage := spares.take("local")) is not None:
+            self.pipeline.fleet.release(stage)
+
     def begin(self, layout: str) -> str:
         """Ask for a change and wait until it is ready to cut over (or has failed); returns its id."""
         change = self.pipeline.coordinator.request(layout)

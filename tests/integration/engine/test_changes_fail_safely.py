@@ -80,6 +80,8 @@ def test_i4_kill_9_of_a_new_stage_before_commit_leaves_the_old_layout_serving(
 ) -> None:
     place, name = when
     undisturbed = two_stages.run(PROMPTS)
+    if name in {"_prepare_stages", "_bind_stages"}:
+        two_stages.use_up_spares()
     place(two_stages.pipeline, name, monkeypatch, _kill_newest)
     asked: list[str] = []
 

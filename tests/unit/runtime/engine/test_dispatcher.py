@@ -53,7 +53,7 @@ class Bench:
 
     def chain(self, epoch: int) -> Chain:
         self.entrances[epoch] = Entrance()
-        return Chain(epoch, (f"stage-of-{epoch}",), self.entrances[epoch])
+        return Chain(epoch, (f"stage-of-{epoch}",), (self.entrances[epoch],))
 
     def sent(self, epoch: int) -> list[int]:
         return self.entrances[epoch].sequences

@@ -133,7 +133,7 @@ class Traffic:
     def new_chain(self, stages: list[Stage]) -> Chain:
         epoch = next(self.epochs)
         route(stages, epoch)
-        return Chain(epoch, tuple(str(stage.layers) for stage in stages), Entrance(self, stages[0]))
+        return Chain(epoch, tuple(str(stage.layers) for stage in stages), (Entrance(self, stages[0]),))
 
     # -- what must hold whenever a batch is sent -----------------------------------------------------------------------
 

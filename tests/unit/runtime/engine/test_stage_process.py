@@ -15,10 +15,11 @@ import zmq
 
 from runtime.engine import stage_process
 from runtime.engine.messages import BatchOutput, ScheduledBatch, decode_output, encode
-from runtime.engine.stage_process import PoolBinding, StageProcess, StageStart
+from runtime.engine.role import Role
+from runtime.engine.stage_process import PoolBinding, RouteOrder, StageProcess, StageStart
 from runtime.layout import LayerRange
 from runtime.transport.channel import Inbox, Outbox
-from runtime.transport.frames import Batch, Call, Rejected, Reply, Result, StageSpan, TensorMeta, pack, unpack
+from runtime.transport.frames import Batch, Call, Hidden, Rejected, Reply, Result, TensorMeta, pack, unpack
 from runtime.warm.kv_pool import KVPool, KVPoolShape
 from tests.unit.runtime.engine.batches import batch, new, output
 from tests.unit.runtime.engine.waiting import DEADLINE_S
@@ -30,6 +31,7 @@ HIDDEN = {
 }
 SHAPE = KVPoolShape(layers=2, blocks=4, block_tokens=4, layer_bytes=4096)
 BINDING = msgspec.to_builtins(PoolBinding(2, 4, 4, 4096, layout_name="NHD", warm_up_tokens=(4,)))
+ROUTE = msgspec.to_builtins(RouteOrder(1, Role(0, (1, 1)), "ipc://next"))
 
 
 class FakeWorker:
@@ -39,8 +41,25 @@ class FakeWorker:
         self.seen: list[tuple[ScheduledBatch, Tensors | None]] = []
         self.answer: Callable[[Tensors | None], Tensors | BatchOutput] = lambda _: HIDDEN
         self.bound: tuple[KVPoolShape, str] | None = None
+        self.inherited = True
+        self.roles: list[Role] = []
+        self.forgotten = 0
+        self.prepared = threading.Event()
 
-    def compute(self, scheduled: ScheduledBatch, hidden: Tensors | None) -> Tensors | BatchOutput:
+    def take_role(self, role: Role) -> None:
+        self.roles.append(role)
+
+    def map_kv(self) -> None:
+        """Nothing to map."""
+
+    def forget_requests(self) -> None:
+        self.forgotten += 1
+
+    def compute(
+        self, role: Role, scheduled: ScheduledBatch, fetch_hidden: Callable[[], Tensors]
+    ) -> Tensors | BatchOutput:
+        self.prepared.set()
+        hidden = None if role.is_first else fetch_hidden()
         self.seen.append((scheduled, hidden))
         return self.answer(hidden)
 
@@ -76,7 +95,8 @@ class StageBench:
         self.following = Inbox(self.context, f"ipc://{folder}/next")
         self.descriptor = KVPool.new_descriptor("stage-test")
         KVPool.reserve(self.descriptor, SHAPE)
-        start = StageStart("stage-7", rank, (1, 1), f"ipc://{folder}/stage", self.head.address, threads=0)
+        self.role = Role(rank, (1, 1))
+        start = StageStart("stage-7", f"ipc://{folder}/stage", self.head.address, threads=0)
         self.stage = StageProcess(start, self.descriptor, None, None)
         self.outbox = Outbox(self.context, start.inbox)
         self._raw = self.context.socket(zmq.PUSH)
@@ -104,7 +124,8 @@ class StageBench:
         return _received(self.following)
 
     def serve(self, epoch: int) -> None:
-        assert self.call("route", {"epoch": epoch, "next": self.following.address}).error is None
+        order = RouteOrder(epoch, self.role, self.following.address)
+        assert self.call("route", msgspec.to_builtins(order)).error is None
 
     def close(self) -> None:
         if self.thread.is_alive():
@@ -160,14 +181,16 @@ def payload() -> list[bytes]:
     return [bytes(buffer) for buffer in encode(batch(new("a", 2, [1]), tokens=2))]
 
 
-def frame(epoch: int, sequence: int, tensors: tuple[TensorMeta, ...] = (), spans: tuple[StageSpan, ...] = ()) -> Batch:
-    return Batch(epoch, sequence, len(payload()), tensors, spans)
+def frame(epoch: int, sequence: int) -> Batch:
+    return Batch(epoch, sequence, len(payload()))
 
 
 def still_serves(bench: StageBench) -> bool:
     """Whether the next batch is computed as if nothing had happened."""
     bench.serve(9)
     bench.outbox.send(frame(9, 99), payload())
+    if not bench.role.is_first:
+        bench.outbox.send(Hidden(9, 99))
     answer, _ = bench.passed_on()
     return (answer.epoch, answer.sequence) == (9, 99)
 
@@ -175,17 +198,15 @@ def still_serves(bench: StageBench) -> bool:
 # -- batches -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_goes_on_to_the_next_stage_with_its_hidden_states(first: StageBench):
+def test_what_a_stage_computes_goes_on_to_the_next(first: StageBench):
     first.serve(1)
-    before = StageSpan("before", 1, 2)
-    first.outbox.send(frame(1, 5, spans=(before,)), payload())
+    first.outbox.send(frame(1, 5), payload())
     passed, buffers = first.passed_on()
-    assert (passed.epoch, passed.sequence, passed.payload_buffers) == (1, 5, len(payload()))
-    assert buffers[: passed.payload_buffers] == payload()
+    assert (passed.epoch, passed.sequence) == (1, 5)
     assert passed.tensors == (TensorMeta("hidden_states", "float32", (2, 3)), TensorMeta("residual", "bfloat16", (2,)))
-    assert passed.spans[0] == before
-    assert passed.spans[1].stage == "stage-7"
-    assert 0 < passed.spans[1].start_ns <= passed.spans[1].end_ns
+    assert len(buffers) == 2
+    assert [span.stage for span in passed.spans] == ["stage-7"]
+    assert 0 < passed.spans[0].start_ns <= passed.spans[0].end_ns
 
 
 def test_hidden_states_arrive_as_they_were_sent(first: StageBench, last: StageBench):
@@ -193,8 +214,11 @@ def test_hidden_states_arrive_as_they_were_sent(first: StageBench, last: StageBe
     first.outbox.send(frame(1, 5), payload())
     passed, buffers = first.passed_on()
     last.serve(1)
+    last.outbox.send(frame(1, 5), payload())
     last.outbox.send(passed, buffers)
-    last.passed_on()
+    result, _ = last.passed_on()
+    assert result.spans[0] == passed.spans[0]
+    assert result.spans[1].start_ns >= passed.spans[0].end_ns
     ((scheduled, hidden),) = last.worker.seen
     assert scheduled.scheduled_tokens == {"a": 2}
     assert hidden is not None
@@ -207,18 +231,84 @@ def test_hidden_states_arrive_as_they_were_sent(first: StageBench, last: StageBe
 def test_the_last_stage_answers_the_head_with_what_it_sampled(last: StageBench):
     last.serve(1)
     last.outbox.send(frame(1, 5), payload())
+    last.outbox.send(Hidden(1, 5))
     result, buffers = last.passed_on()
     assert isinstance(result, Result)
     assert (result.epoch, result.sequence, result.buffers) == (1, 5, len(buffers))
     assert decode_output(buffers).sampled_token_ids == [[41]]
 
 
-def test_a_probe_passes_through_without_being_computed(first: StageBench, last: StageBench):
-    for bench, passed in ((first, Batch(1, 0, 0)), (last, Result(1, 0, 0))):
-        bench.serve(1)
-        bench.outbox.send(Batch(1, 0, 0))
-        assert bench.passed_on() == (passed, [])
-        assert bench.worker.seen == []
+@pytest.mark.parametrize("role", [Role(0, (1, 1)), Role(1, (1, 1))], ids=["first", "last"])
+def test_a_probe_passes_through_without_being_computed(first: StageBench, role: Role):
+    first.role = role
+    first.serve(1)
+    first.outbox.send(Batch(1, 0, 0))
+    if not role.is_first:
+        first.outbox.send(Hidden(1, 0))
+    assert first.passed_on() == (Hidden(1, 0) if role.is_first else Result(1, 0, 0), [])
+    assert first.worker.seen == []
+
+
+def test_a_batch_is_prepared_before_its_hidden_states_come(last: StageBench):
+    last.serve(1)
+    last.outbox.send(frame(1, 5), payload())
+    assert last.worker.prepared.wait(DEADLINE_S)
+    last.outbox.send(Hidden(1, 5))
+    assert last.passed_on()[0].sequence == 5
+
+
+def test_hidden_states_may_come_before_their_batch_and_out_of_order(last: StageBench):
+    last.serve(1)
+    last.serve(2)
+    last.outbox.send(Hidden(2, 6))
+    last.outbox.send(frame(1, 5), payload())
+    last.outbox.send(frame(2, 6), payload())
+    last.outbox.send(Hidden(1, 5))
+    assert [last.passed_on()[0].sequence for _ in range(2)] == [5, 6]
+
+
+def test_a_wait_for_hidden_states_ends_when_the_epoch_is_taken_away(last: StageBench):
+    """The stage before has gone: the head takes the epoch away and replays the batch in another."""
+    last.serve(1)
+    last.outbox.send(frame(1, 5), payload())
+    assert last.worker.prepared.wait(DEADLINE_S)
+    assert last.call("unroute", {"epoch": 1}).error is None
+    assert last.worker.seen == []
+    assert still_serves(last)
+
+
+def test_a_waiting_stage_takes_routes_and_probes_and_lets_everything_else_wait(last: StageBench):
+    last.serve(1)
+    last.outbox.send(frame(1, 5), payload())
+    assert last.worker.prepared.wait(DEADLINE_S)
+    last.serve(2)
+    last.outbox.send(Hidden(2, 0))
+    assert last.passed_on()[0] == Result(2, 0, 0)
+    last.outbox.send(Call(70, "worker"), [msgspec.msgpack.encode({"method": "add", "args": [1, 1], "kwargs": {}})])
+    last.outbox.send(Hidden(1, 5))
+    assert last.passed_on()[0].sequence == 5
+    assert last.heard()[0].call == 70
+
+
+def test_a_stage_that_waits_for_hidden_states_can_be_released(last: StageBench):
+    last.serve(1)
+    last.outbox.send(frame(1, 5), payload())
+    assert last.worker.prepared.wait(DEADLINE_S)
+    assert last.call("release").error is None
+    last.thread.join(DEADLINE_S)
+    assert not last.thread.is_alive()
+
+
+def test_a_stage_without_any_epoch_forgets_its_requests_and_can_take_another_role(first: StageBench):
+    first.serve(1)
+    first.serve(2)
+    first.call("unroute", {"epoch": 1})
+    assert first.worker.forgotten == 0
+    first.call("unroute", {"epoch": 2})
+    assert first.worker.forgotten == 1
+    first.role = Role(1, (1, 1))
+    first.serve(3)
+    assert first.worker.roles == [Role(0, (1, 1)), Role(1, (1, 1))]
 
 
 # -- I1 ----------------------------------------------------------------------------------------------------------------
@@ -248,11 +338,11 @@ def test_i1_a_probe_of_another_epoch_is_rejected_too(first: StageBench):
     assert first.heard()[0].epoch == 3
 
 
-def test_a_stage_that_is_not_prepared_rejects_every_batch(unprepared: StageBench):
-    unprepared.serve(1)
-    unprepared.outbox.send(frame(1, 5), payload())
-    rejected, _ = unprepared.heard()
-    assert (rejected.epoch, rejected.sequence) == (1, 5)
+def test_i1_hidden_states_of_an_epoch_without_a_route_are_rejected(last: StageBench):
+    last.serve(1)
+    last.outbox.send(Hidden(2, 5))
+    assert last.heard()[0] == Rejected("stage-7", 2, 5, "epoch 2 is not served by stage stage-7, which serves [1]")
+    assert still_serves(last)
 
 
 # -- I8 and failures ---------------------------------------------------------------------------------------------------
@@ -303,22 +393,16 @@ def test_a_frame_that_is_not_for_stages_is_rejected(first: StageBench):
     ids=str,
 )
 def test_i8_a_hostile_description_of_a_tensor_rejects_the_batch(
-    first: StageBench, meta: TensorMeta, data: bytes, reason: str
+    last: StageBench, meta: TensorMeta, data: bytes, reason: str
 ):
-    first.serve(1)
-    first.outbox.send(frame(1, 5, (meta,)), [*payload(), data])
-    rejected, _ = first.heard()
+    last.serve(1)
+    last.outbox.send(frame(1, 5), payload())
+    last.outbox.send(Hidden(1, 5, (meta,)), [data])
+    rejected, _ = last.heard()
     assert (rejected.epoch, rejected.sequence) == (1, 5)
     assert reason in rejected.reason
-    assert first.worker.seen == []
-    assert still_serves(first)
-
-
-def test_i8_tensors_without_a_batch_are_rejected(first: StageBench):
-    first.serve(1)
-    first.outbox.send(Batch(1, 5, 0, (TensorMeta("x", "float32", (1,)),)), [bytes(4)])
-    assert first.heard()[0].sequence == 5
-    assert still_serves(first)
+    assert last.worker.seen == []
+    assert still_serves(last)
 
 
 _opened: list[str] = []
@@ -393,9 +477,9 @@ def test_a_worker_method_is_called_with_plain_data(first: StageBench):
     ("method", "arguments", "error"),
     [
         ("explode", {}, "StageError: unknown call 'explode'"),
-        ("route", {"epoch": 1}, "KeyError: 'next'"),
-        ("route", {"epoch": 1, "next": "no address"}, "ChannelError: cannot connect to no address"),
-        ("route", [1, 2], "TypeError: "),
+        ("route", {"epoch": 1}, "ValidationError: "),
+        ("route", {**ROUTE, "next": "no address"}, "ChannelError: cannot connect to no address"),
+        ("route", [1, 2], "ValidationError: "),
         ("bind", {"layers": 2}, "ValidationError: "),
         ("worker", {"method": "no_such", "args": [], "kwargs": {}}, "AttributeError: "),
         ("worker", {"method": "add", "args": [], "kwargs": {}}, "TypeError: "),
@@ -420,9 +504,9 @@ def test_i8_unreadable_arguments_are_answered_with_an_error(first: StageBench, a
     assert still_serves(first)
 
 
-@pytest.mark.parametrize("method", ["bind", "worker"])
+@pytest.mark.parametrize("method", ["bind", "route", "worker"])
 def test_what_needs_a_worker_is_refused_before_the_stage_is_prepared(unprepared: StageBench, method: str):
-    arguments = BINDING if method == "bind" else {"method": "add", "args": [1, 2], "kwargs": {}}
+    arguments = {"bind": BINDING, "route": ROUTE, "worker": {"method": "add", "args": [1, 2], "kwargs": {}}}[method]
     assert unprepared.call(method, arguments).error == "StageError: stage stage-7 is not prepared yet"
 
 
@@ -432,6 +516,8 @@ def test_a_released_stage_answers_and_ends(first: StageBench):
     assert not first.thread.is_alive()
 
 
-def test_a_stage_knows_its_layers_from_its_place():
-    starts = [StageStart("s", rank, (8, 12, 10), "", "", 0) for rank in range(3)]
-    assert [start.layers for start in starts] == [LayerRange(0, 8), LayerRange(8, 20), LayerRange(20, 30)]
+def test_a_role_knows_its_layers_and_its_place():
+    roles = [Role(rank, (8, 12, 10)) for rank in range(3)]
+    assert [role.layers for role in roles] == [LayerRange(0, 8), LayerRange(8, 20), LayerRange(20, 30)]
+    assert [role.is_first for role in roles] == [True, False, False]
+    assert [role.is_last for role in roles] == [False, False, True]

@@ -11,6 +11,7 @@ from runtime.transport.frames import (
     Call,
     Frame,
     FrameError,
+    Hidden,
     Rejected,
     Reply,
     Result,
@@ -27,7 +28,8 @@ metas = st.builds(TensorMeta, st.text(max_size=8), st.text(max_size=8), st.lists
 tensors = st.lists(metas, max_size=3).map(tuple)
 few = st.integers(0, 4)
 frames: st.SearchStrategy[Frame] = st.one_of(
-    st.builds(Batch, signed, signed, few, tensors, spans),
+    st.builds(Batch, signed, signed, few),
+    st.builds(Hidden, signed, signed, tensors, spans),
     st.builds(Result, signed, signed, few, spans),
     st.builds(Rejected, st.text(max_size=8), signed, signed, st.text(max_size=20), few),
     st.builds(Call, signed, st.text(max_size=8), st.just(1)),
@@ -36,7 +38,8 @@ frames: st.SearchStrategy[Frame] = st.one_of(
 )
 
 SAMPLES: tuple[Frame, ...] = (
-    Batch(2, 41, 2, (TensorMeta("hidden_states", "float32", (3, 576)),), (StageSpan("stage-1", 10, 20),)),
+    Batch(2, 41, 2),
+    Hidden(2, 41, (TensorMeta("hidden_states", "float32", (3, 576)),), (StageSpan("stage-1", 10, 20),)),
     Batch(1, 0, 0),
     Result(2, 41, 1, (StageSpan("stage-1", 10, 20), StageSpan("stage-2", 21, 30))),
     Rejected("stage-1", 2, 41, "epoch 2 is not served"),
@@ -96,14 +99,15 @@ def test_i8_nothing_at_all_is_rejected():
         unpack([])
 
 
-BATCH = {"type": "batch", "epoch": 1, "sequence": 1, "payload_buffers": 0}
+BATCH = {"type": "batch", "epoch": 1, "sequence": 1, "buffers": 0}
+HIDDEN = {"type": "hidden", "epoch": 1, "sequence": 1}
 
 
 @pytest.mark.parametrize(
     "fields",
     [
         {},
-        {"epoch": 1, "sequence": 1, "payload_buffers": 0},
+        {"epoch": 1, "sequence": 1, "buffers": 0},
         BATCH | {"type": "exec"},
         BATCH | {"type": 1},
         BATCH | {"type": None},
@@ -113,13 +117,13 @@ BATCH = {"type": "batch", "epoch": 1, "sequence": 1, "payload_buffers": 0}
         BATCH | {"epoch": 1.5},
         BATCH | {"epoch": True},
         BATCH | {"sequence": [1]},
-        BATCH | {"tensors": {}},
-        BATCH | {"tensors": [1]},
-        BATCH | {"tensors": [{"name": "x", "dtype": "float32"}]},
-        BATCH | {"tensors": [{"name": "x", "dtype": "float32", "shape": "3"}]},
-        BATCH | {"tensors": [{"name": "x", "dtype": "float32", "shape": [1.5]}]},
-        BATCH | {"tensors": [{"name": b"x", "dtype": "float32", "shape": [1]}]},
-        BATCH | {"spans": [{"stage": "a", "start_ns": 1}]},
+        HIDDEN | {"tensors": {}},
+        HIDDEN | {"tensors": [1]},
+        HIDDEN | {"tensors": [{"name": "x", "dtype": "float32"}]},
+        HIDDEN | {"tensors": [{"name": "x", "dtype": "float32", "shape": "3"}]},
+        HIDDEN | {"tensors": [{"name": "x", "dtype": "float32", "shape": [1.5]}]},
+        HIDDEN | {"tensors": [{"name": b"x", "dtype": "float32", "shape": [1]}]},
+        HIDDEN | {"spans": [{"stage": "a", "start_ns": 1}]},
         {"type": "reply", "stage": "a", "call": 1, "error": 5, "buffers": 0},
         {"type": "call", "call": 1, "method": b"release"},
     ],
@@ -133,10 +137,9 @@ def test_i8_a_wrong_tag_a_missing_field_or_a_wrong_type_is_rejected(fields: dict
 @pytest.mark.parametrize(
     "fields",
     [
-        BATCH | {"payload_buffers": -1},
-        BATCH | {"payload_buffers": -1, "tensors": [{"name": "x", "dtype": "float32", "shape": [1]}]},
-        BATCH | {"payload_buffers": 2**63 - 1},
-        BATCH | {"payload_buffers": 2**64 - 1},
+        BATCH | {"buffers": -1},
+        BATCH | {"buffers": 2**63 - 1},
+        BATCH | {"buffers": 2**64 - 1},
         {"type": "result", "epoch": 1, "sequence": 1, "buffers": -1},
         {"type": "result", "epoch": 1, "sequence": 1, "buffers": 2**62},
         {"type": "rejected", "stage": "a", "epoch": 1, "sequence": 1, "reason": "", "buffers": -1},
@@ -157,7 +160,7 @@ def test_i8_a_call_or_an_answer_without_exactly_one_buffer_is_rejected(count: in
 
 
 def test_i8_an_array_that_claims_four_billion_entries_is_rejected_without_making_room_for_them():
-    claim = header(**BATCH).replace(b"\x84", b"\x85", 1) + msgspec.msgpack.encode("tensors") + b"\xdd\xff\xff\xff\xff"
+    claim = header(**HIDDEN).replace(b"\x83", b"\x84", 1) + msgspec.msgpack.encode("tensors") + b"\xdd\xff\xff\xff\xff"
     with pytest.raises(FrameError, match="truncated"):
         unpack([claim])
 

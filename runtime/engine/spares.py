@@ -1,0 +1,109 @@
+"""Stages that are ready before anybody knows what for: forked, bound to their node's KV pool, warmed up, idle.
+
+A change that finds its new stages here is a matter of routes and the flip. What a change lets go comes back here, so
+a pipeline that goes back and forth starts no process at all. A node keeps as many as it was asked to; missing ones are
+started one after the other, in the background, whenever no change is under way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from runtime.engine.errors import StageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from runtime.engine.fleet import Fleet, Stage
+    from runtime.migration.journal import Journal
+
+
+class SpareStages:
+    """The spare stages of all nodes. Thread-safe.
+
+    Args:
+        fleet: owns the processes.
+        start: starts, prepares and binds a stage without a role on a node; raises StageError.
+        journal: is told when a spare cannot be started.
+
+    """
+
+    def __init__(self, fleet: Fleet, start: Callable[[str], Stage], journal: Journal) -> None:
+        self._fleet, self._start, self._journal = fleet, start, journal
+        self._lock = threading.Lock()
+        self._ready: list[Stage] = []
+        self._wanted: dict[str, int] = {}
+        self._refill = ThreadPoolExecutor(1, "spare-stages")
+        self._closed = False
+
+    def take(self, node: str) -> Stage | None:
+        """Take a ready spare of `node`, if there is one."""
+        with self._lock:
+            for stage in self._ready:
+                if stage.node == node:
+                    self._ready.remove(stage)
+                    return stage
+        return None
+
+    def put(self, stage: Stage) -> None:
+        """Keep a stage that serves no epoch any more."""
+        with self._lock:
+            self._ready.append(stage)
+
+    def count(self, node: str) -> int:
+        """Return how many spares of `node` are ready."""
+        with self._lock:
+            return sum(stage.node == node for stage in self._ready)
+
+    def lost(self, name: str) -> bool:
+        """Forget a spare whose process ended; False when it was none."""
+        with self._lock:
+            for stage in self._ready:
+                if stage.name == name:
+                    self._ready.remove(stage)
+                    return True
+        return False
+
+    def keep(self, wanted: Mapping[str, int]) -> None:
+        """Have so many spares on each node from now on: release the surplus, start what is missing. Does not wait."""
+        with self._lock:
+            self._wanted = dict(wanted)
+        # Nothing is refilled once the pipeline is closing.
+        with contextlib.suppress(RuntimeError):
+            self._refill.submit(self._adjust)
+
+    def close(self) -> None:
+        """Start no further spare."""
+        self._closed = True
+        self._refill.shutdown(wait=False, cancel_futures=True)
+
+    def _adjust(self) -> None:
+        for stage in self._surplus():
+            self._fleet.release(stage)
+        try:
+            while not self._closed and (node := self._missing()) is not None:
+                stage = self._start(node)
+                with self._lock:
+                    self._ready.append(stage)
+        except StageError as error:
+            # Not tried again before the next change, which does without: it starts the stages that it needs.
+            self._journal.tell("pipeline", "no spare stage", reason=str(error))
+
+    def _surplus(self) -> list[Stage]:
+        with self._lock:
+            kept: dict[str, int] = {}
+            surplus = []
+            for stage in self._ready:
+                kept[stage.node] = kept.get(stage.node, 0) + 1
+                if kept[stage.node] > self._wanted.get(stage.node, 0):
+                    surplus.append(stage)
+            self._ready = [stage for stage in self._ready if stage not in surplus]
+            return surplus
+
+    def _missing(self) -> str | None:
+        with self._lock:
+            ready = [stage.node for stage in self._ready]
+            return next((node for node, number in self._wanted.items() if ready.count(node) < number), None)
