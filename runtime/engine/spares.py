@@ -1,8 +1,8 @@
 """Stages that are ready before anybody knows what for: forked, bound to their node's KV pool, warmed up, idle.
 
 A change that finds its new stages here is a matter of routes and the flip. What a change lets go comes back here, so
-a pipeline that goes back and forth starts no process at all. A node keeps as many as it was asked to; missing ones are
-started one after the other, in the background, whenever no change is under way.
+a pipeline that goes back and forth starts no process at all. A node has at least as many as it was asked to keep, and
+at most twice as many; missing ones are started one after the other, in the background, after a change.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class SpareStages:
         return False
 
     def keep(self, wanted: Mapping[str, int]) -> None:
-        """Have so many spares on each node from now on: release the surplus, start what is missing. Does not wait."""
+        """Have at least so many spares on each node from now on, and at most twice as many. Does not wait."""
         with self._lock:
             self._wanted = dict(wanted)
         # Nothing is refilled once the pipeline is closing.
@@ -98,7 +98,7 @@ class SpareStages:
             surplus = []
             for stage in self._ready:
                 kept[stage.node] = kept.get(stage.node, 0) + 1
-                if kept[stage.node] > self._wanted.get(stage.node, 0):
+                if kept[stage.node] > 2 * self._wanted.get(stage.node, 0):
                     surplus.append(stage)
             self._ready = [stage for stage in self._ready if stage not in surplus]
             return surplus

@@ -123,13 +123,17 @@ class Harness:
 
     def use_up_spares(self) -> None:
         """Let the next change find no stage that is ready: it has to start its own."""
+        self.wait_for_spares()
         spares = self.pipeline.spares
-        deadline = time.monotonic() + _DEADLINE_S
-        while spares._missing() is not None:  # none may come back while they are taken
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
         while (stage := spares.take("local")) is not None:
             self.pipeline.fleet.release(stage)
+
+    def wait_for_spares(self) -> None:
+        """Wait until no spare stage is being started any more."""
+        deadline = time.monotonic() + _DEADLINE_S
+        while self.pipeline.spares._missing() is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def begin(self, layout: str) -> str:
         """Ask for a change and wait until it is ready to cut over (or has failed); returns its id."""

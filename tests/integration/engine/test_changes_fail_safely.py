@@ -139,11 +139,11 @@ def test_i2_kv_that_did_not_arrive_to_the_token_is_noticed_and_the_old_layout_se
 def test_i1_a_stage_rejects_a_batch_of_an_epoch_it_does_not_serve(two_stages: Harness) -> None:
     undisturbed = two_stages.run(PROMPTS)
     dropped = two_stages.pipeline.dispatcher.counters.dropped_frames
-    first = two_stages.pipeline.fleet.stages()[0]
+    first = two_stages.pipeline._assembly.stages[0]
 
     def between(steps: int) -> None:
         if steps == 5:
-            first.outbox.send(Batch(epoch=10_000, sequence=1, payload_buffers=1), [b"\x80"])
+            first.outbox.send(Batch(epoch=10_000, sequence=1, buffers=1), [b"\x80"])
 
     assert tokens(two_stages.run(PROMPTS, between)) == tokens(undisturbed)
     assert two_stages.pipeline.dispatcher.counters.dropped_frames == dropped + 1
@@ -151,7 +151,7 @@ def test_i1_a_stage_rejects_a_batch_of_an_epoch_it_does_not_serve(two_stages: Ha
 
 def test_i8_a_stage_survives_messages_that_are_not_frames(two_stages: Harness) -> None:
     undisturbed = two_stages.run(PROMPTS)
-    first = two_stages.pipeline.fleet.stages()[0]
+    first = two_stages.pipeline._assembly.stages[0]
 
     def between(steps: int) -> None:
         if steps == 5:
@@ -183,33 +183,47 @@ def test_a_second_change_is_refused_with_the_first_ones_id(two_stages: Harness) 
 def test_a_plan_that_does_not_fit_the_model_is_refused_before_anything_is_touched(
     two_stages: Harness, layers: str, message: str
 ) -> None:
-    stages = [stage.pid for stage in two_stages.pipeline.fleet.stages()]
+    stages = [stage.pid for stage in two_stages.pipeline._assembly.stages]
     with pytest.raises(LayoutError, match=message):
         two_stages.pipeline.coordinator.request(layers)
-    assert [stage.pid for stage in two_stages.pipeline.fleet.stages()] == stages
+    assert [stage.pid for stage in two_stages.pipeline._assembly.stages] == stages
     assert two_stages.pipeline.coordinator.current is None
 
 
 def test_a_plan_that_does_not_fit_in_memory_is_refused_by_how_much(
     two_stages: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    two_stages.use_up_spares()
     monkeypatch.setattr("runtime.engine.pipeline.available_bytes", lambda: 1 << 20)
     with pytest.raises(ChangeRefused, match=r"only 1 MiB are free; free \d+ MiB"):
         two_stages.pipeline.coordinator.request("2,2,2")
 
 
+def test_a_change_that_finds_spares_starts_no_process_and_gives_its_old_stages_back(two_stages: Harness) -> None:
+    undisturbed = two_stages.run(PROMPTS)
+    for layout in ("2,2,2", "3,3", "2,2,2", "3,3"):  # until there are spares for both layouts
+        two_stages.change(layout)
+        two_stages.wait_for_spares()
+    before = {stage.pid for stage in two_stages.pipeline.fleet.stages()}
+    assert tokens(two_stages.run_with_changes(PROMPTS, "2,2,2", "3,3")) == tokens(undisturbed)
+    assert {stage.pid for stage in two_stages.pipeline.fleet.stages()} == before
+
+
 def test_stages_that_do_not_change_are_kept(two_stages: Harness) -> None:
-    first = two_stages.pipeline.fleet.stages()[0].pid
+    before = two_stages.pipeline.status()["stages"]
     two_stages.change("3,2,1")
-    assert first in {stage.pid for stage in two_stages.pipeline.fleet.stages()}
+    after = two_stages.pipeline.status()["stages"]
+    assert after[0]["pid"] == before[0]["pid"]
+    assert before[1]["pid"] not in {stage["pid"] for stage in after}
     assert tokens(two_stages.run(PROMPTS)).keys() == PROMPTS.keys()
 
 
 def test_a_change_can_be_cancelled_before_it_is_committed(two_stages: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = two_stages.pipeline
+    two_stages.use_up_spares()
     _before(pipeline, "_bind_stages", monkeypatch, lambda p: p.coordinator.cancel(p.coordinator.current.id) and None)
     change = pipeline.coordinator.request("2,2,2")
     two_stages.idle()
     assert change.report()["state"] == "aborted"
     assert "cancelled" in change.report()["reason"]
-    assert len(pipeline.fleet.stages()) == 2
+    assert str(pipeline.layout()) == "3,3"
