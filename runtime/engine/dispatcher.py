@@ -6,7 +6,8 @@ The rules, all under one lock:
 * Batches settle, and their results are revealed, in the order in which they were dispatched (I3).
 * After `switch`, new batches take the new chain at once while batches in flight finish on the old one. A batch that
   touches a request or a KV block of a batch still in flight elsewhere waits for it (`Footprint.conflicts_with`).
-* A new chain is *on probation* until its first result is revealed; then the change is committed.
+* A new chain is *on probation* until its first result is revealed, or nobody is left who could want one; then the
+  change is committed.
 * `fall_back` abandons a chain: what it did not answer is replayed, in order, on another: same slots, same tokens (I4).
 * A request that the current chain has not seen is carried over with its first batch, from the ledger.
 """
@@ -92,7 +93,7 @@ class Dispatcher:
 
     Args:
         ledger: the state of all requests.
-        on_settled: called without the lock when the first result of a chain on probation came (its epoch).
+        on_settled: called without the lock when a chain's probation is over (its epoch).
         on_failed: called without the lock when a batch was rejected or its stages are gone (epoch, reason).
         tell: takes (request id, event, details...) for the journal.
 
@@ -150,7 +151,10 @@ class Dispatcher:
                 self.ledger.forget(request_id)
                 self._finished.append(request_id)
                 self.tell(request_id, "ended", epoch=self.epoch)
+            over = self._end_probation(answered=False)
             self._changed.notify_all()
+        if over is not None:
+            self.on_settled(over)
 
     def _wait_for_turn(self, footprint: Footprint) -> None:
         def free() -> bool:
@@ -197,7 +201,7 @@ class Dispatcher:
             self.on_failed(result.epoch, f"unreadable result of batch {result.sequence}: {error}")
             return
         revealed: list[_InFlight] = []
-        committed = None
+        over = None
         with self._changed:
             entry = self._find(result.sequence, result.epoch)
             if entry is None:
@@ -209,16 +213,21 @@ class Dispatcher:
                 self.ledger.settled(head.batch, head.output)
                 self.trace.append(TracedBatch(head.sequence, head.epoch, head.batch.total_tokens, head.spans))
                 revealed.append(head)
-                if self._probation and head.epoch == self.epoch:
-                    self._probation = False
-                    committed = head.epoch
+                over = over or self._end_probation(answered=head.epoch == self.epoch)
             self.ledger.purge(request_id for e in self._in_flight for request_id in e.footprint.requests)
             self._changed.notify_all()
         for entry in revealed:
             if entry.output is not None:
                 entry.future.set_result(entry.output)
-        if committed is not None:
-            self.on_settled(committed)
+        if over is not None:
+            self.on_settled(over)
+
+    def _end_probation(self, *, answered: bool) -> int | None:
+        """Return the epoch whose probation is over: its chain has answered, or no request is left to ask it."""
+        if not self._probation or not (answered or (not self._in_flight and not len(self.ledger))):
+            return None
+        self._probation = False
+        return self.epoch
 
     def on_rejected(self, rejected: Rejected) -> None:
         """Take a stage's refusal; frames of no batch in flight are only counted."""

@@ -87,7 +87,7 @@ class NotMovable:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The first result of the new epoch was revealed."""
+    """The first result of the new epoch was revealed, or every request ended before it asked for one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,6 +224,33 @@ def test_without_a_request_a_chain_is_not_on_probation(bench: Bench):
     assert bench.settled == []
 
 
+def test_a_probation_is_over_when_the_last_request_ends_without_another_batch(bench: Bench):
+    start(bench, "a", 1)
+    bench.switch(2)
+    bench.dispatcher.finish(["a"])
+    assert bench.settled == [2]
+    assert bench.dispatcher.epoch == 2
+
+
+def test_a_probation_goes_on_until_the_batches_in_flight_have_settled(bench: Bench):
+    start(bench, "a", 1)
+    aborted = bench.dispatcher.dispatch(batch(known("a", 3, outputs=1)))
+    bench.switch(2)
+    bench.dispatcher.finish(["a"])
+    assert bench.settled == []  # falling back would still replay it
+    bench.answer(1, 2, output(a=42))
+    assert aborted.done()
+    assert bench.settled == [2]
+
+
+def test_a_probation_goes_on_while_a_request_is_left(bench: Bench):
+    start(bench, "a", 1)
+    start(bench, "b", 2)
+    bench.switch(2)
+    bench.dispatcher.finish(["a"])
+    assert bench.settled == []
+
+
 def test_a_first_chain_is_not_on_probation(bench: Bench):
     start(bench, "a", 1)
     assert bench.settled == []

@@ -124,6 +124,7 @@ class Traffic:
         self.abandoned: set[int] = set()
         self.told_finished: list[str] = []  # what the next batch will say on top of its own
         self.on_probation: int | None = None
+        self.deserted = False  # nothing in flight and no request left, at some time since the switch
         self.engine_is_free = True
         self.falling_back = False
         self.old: list[Stage] = []
@@ -202,7 +203,8 @@ class Traffic:
         assert len(set(self.settled_epochs)) == len(self.settled_epochs), "a chain was settled twice"
         if self.on_probation is not None:
             answered = any(self.epoch_of[n] == self.on_probation for n in self.revealed)
-            assert (self.on_probation in self.settled_epochs) == answered
+            self.deserted |= len(self.revealed) == len(self.slots) and not set(self.dispatcher.ledger)
+            assert (self.on_probation in self.settled_epochs) == (answered or self.deserted)
 
     def end(self) -> None:
         """Let everything come to its end: every request that is not aborted is answered in full."""
@@ -324,7 +326,7 @@ class Traffic:
         idle, stuck = self.dispatcher.switch(chain, timeout_s=0)
         assert stuck == []
         assert idle == (not set(self.dispatcher.ledger))
-        self.on_probation = None if idle else chain.epoch
+        self.on_probation, self.deserted = None if idle else chain.epoch, False
         self.old, self.old_epoch, self.stages = self.stages, before, stages
 
     def fall_back(self) -> None:
