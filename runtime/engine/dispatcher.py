@@ -14,6 +14,8 @@ The rules, all under one lock:
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import threading
 import time
 from collections import deque
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from runtime.transport.frames import Buffer
 
 _TRACE_LENGTH = 20_000
+_LATEST_BATCHES = 32
+_DECODE_TOKENS_AT_MOST = 256  # a larger batch prefills
 
 
 def _tell_nobody(_subject: str, _event: str, **_details: object) -> None:
@@ -329,6 +333,12 @@ class Dispatcher:
         for entry in pending:
             if not entry.future.done():
                 entry.future.set_exception(error)
+
+    def usual_tokens(self) -> int:
+        """Return the most common size of the latest batches of single tokens or nearly so; 1 without any."""
+        with self._changed:
+            latest = [traced.tokens for traced in itertools.islice(reversed(self.trace), _LATEST_BATCHES)]
+        return statistics.mode([tokens for tokens in latest if tokens <= _DECODE_TOKENS_AT_MOST] or [1])
 
     def snapshot(self) -> dict[str, int]:
         """Return the settled number of tokens of every request, for the journal."""

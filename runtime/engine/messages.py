@@ -127,6 +127,24 @@ def decode_output(buffers: Sequence[Buffer]) -> BatchOutput:
     return _output_decoder.decode(buffers)
 
 
+def rehearsal_batch(requests: int) -> ScheduledBatch:
+    """Make up a batch like the first one after a change: each request is carried over and decodes its second token."""
+    names = [f"rehearsal-{number}" for number in range(requests)]
+    greedy, seeded = SamplingParams(temperature=0.0), SamplingParams(temperature=1.0, seed=0)
+    return ScheduledBatch(
+        new=[],
+        known=[KnownRequest(name, False, [0], None, computed_tokens=1, output_tokens=1) for name in names],
+        scheduled_tokens=dict.fromkeys(names, 1),
+        finished=[],
+        blocks_to_zero=None,
+        block_copies=None,
+        carried=[
+            CarriedRequest(name, [0], (greedy, seeded)[number % 2], ([0],), 1, [0], None)
+            for number, name in enumerate(names)
+        ],
+    )
+
+
 def batch_from_vllm(scheduled: SchedulerOutput) -> ScheduledBatch:
     """Take what stages need from the scheduler's output; the grammar follows when vLLM has computed it."""
     cached = scheduled.scheduled_cached_reqs

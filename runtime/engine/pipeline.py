@@ -381,9 +381,7 @@ class Pipeline(ChangeEffects):
 
     def _bind_stages(self, stages: Sequence[Stage]) -> None:
         clock = time.perf_counter()
-        # The size to expect first, and no other: kernels prepared for several sizes decode 20 % slower (measured).
-        sizes = {max(len(self.dispatcher.ledger), 1)}
-        arguments = {**msgspec.to_builtins(self._binding), "warm_up_tokens": sorted(sizes)}
+        arguments = {**msgspec.to_builtins(self._binding), "batch_tokens": self.dispatcher.usual_tokens()}
         futures = [self.fleet.call_async(stage, "bind", **arguments) for stage in stages]
         for stage, future in zip(stages, futures, strict=True):
             future.result(_PREPARE_TIMEOUT_S)
@@ -396,7 +394,7 @@ class Pipeline(ChangeEffects):
         addresses = [stage.outbox.address for stage in stages[1:]] + [self.fleet.head_address]
         futures = []
         for rank, (stage, address) in enumerate(zip(stages, addresses, strict=True)):
-            order = RouteOrder(epoch, Role(rank, assembly.layout.counts), address)
+            order = RouteOrder(epoch, Role(rank, assembly.layout.counts), address, self.dispatcher.usual_tokens())
             futures.append(self.fleet.call_async(stage, "route", **msgspec.to_builtins(order)))
         for future in futures:
             future.result(_CALL_TIMEOUT_S)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from runtime.engine.fleet import Fleet, Stage
     from runtime.migration.journal import Journal
 
+_REST_S = 1.0
+
 
 class SpareStages:
     """The spare stages of all nodes. Thread-safe.
@@ -37,7 +39,7 @@ class SpareStages:
         self._ready: list[Stage] = []
         self._wanted: dict[str, int] = {}
         self._refill = ThreadPoolExecutor(1, "spare-stages")
-        self._closed = False
+        self._closing = threading.Event()
 
     def take(self, node: str) -> Stage | None:
         """Take a ready spare of `node`, if there is one."""
@@ -77,14 +79,16 @@ class SpareStages:
 
     def close(self) -> None:
         """Start no further spare."""
-        self._closed = True
+        self._closing.set()
         self._refill.shutdown(wait=False, cancel_futures=True)
 
     def _adjust(self) -> None:
+        # Whoever streams has just had a change; a fork takes its moment from them as well.
+        self._closing.wait(_REST_S)
         for stage in self._surplus():
             self._fleet.release(stage)
         try:
-            while not self._closed and (node := self._missing()) is not None:
+            while not self._closing.is_set() and (node := self._missing()) is not None:
                 stage = self._start(node)
                 with self._lock:
                     self._ready.append(stage)

@@ -29,7 +29,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import torch
 import zmq
+from vllm.platforms import current_platform
 
+from runtime.engine.compute_threads import ComputeThreads
 from runtime.engine.errors import StageError
 from runtime.engine.kv_spec import encode_specs
 from runtime.engine.memory import anonymous_bytes
@@ -52,7 +54,7 @@ from runtime.transport.frames import (
 from runtime.warm.kv_pool import KVPool, KVPoolShape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from vllm.config import VllmConfig
 
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+_set_num_threads = torch.set_num_threads  # vLLM's processor worker replaces it by one that does nothing
 _HEARD_WHILE_WAITING = frozenset({"route", "unroute", "release"})
 
 
@@ -81,7 +84,7 @@ class StageStart(msgspec.Struct, frozen=True):
 class PoolBinding(msgspec.Struct, frozen=True):
     """Argument of the ``bind`` call: the shape of the node's KV pool and vLLM's name for its inner layout.
 
-    `warm_up_tokens`: sizes of batches to expect first, in tokens.
+    `batch_tokens`: the size of the batches to expect, in tokens.
     """
 
     layers: int
@@ -89,7 +92,7 @@ class PoolBinding(msgspec.Struct, frozen=True):
     block_tokens: int
     layer_bytes: int
     layout_name: str
-    warm_up_tokens: tuple[int, ...] = (1,)
+    batch_tokens: int = 1
 
     @property
     def shape(self) -> KVPoolShape:
@@ -102,16 +105,17 @@ def run_stage(payload: bytes, descriptors: Sequence[int], vllm_config: VllmConfi
     start = msgspec.msgpack.decode(payload, type=StageStart)
     if start.threads:
         # The number of threads belongs to the thread that starts them: this one computes.
-        torch.set_num_threads(start.threads)
+        _set_num_threads(start.threads)
     StageProcess(start, descriptors[0], vllm_config, warm_model).serve()
 
 
 class RouteOrder(msgspec.Struct, frozen=True):
-    """Argument of the ``route`` call."""
+    """Argument of the ``route`` call. `batch_tokens`: the size of the batches to expect, in tokens."""
 
     epoch: int
     role: Role
     next: str
+    batch_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,8 @@ class StageProcess:
         self._waiting: deque[tuple[Frame, Sequence[Buffer]]] = deque()  # came while a batch was being computed
         self._hidden: dict[tuple[int, int], tuple[Hidden, Sequence[Buffer]]] = {}  # by epoch and sequence
         self._worker: StageWorker | None = None
+        self._cores = os.sched_getaffinity(0)
+        self._compute_threads: ComputeThreads | None = None
         self._running = True
         self._calls: dict[str, Callable[[Any], object]] = {
             "prepare": self._prepare,
@@ -277,7 +283,7 @@ class StageProcess:
         timings: dict[str, float] = {}
         before = anonymous_bytes()
         self._worker = worker = _in_background(
-            lambda: _load_worker(self._start, self._vllm_config, self._warm_model, timings), 1
+            lambda: _load_worker(self._start, self._vllm_config, self._warm_model, timings), 1, self._cores
         )
         return {
             "timings_ms": timings,
@@ -288,26 +294,36 @@ class StageProcess:
         }
 
     def _bind(self, arguments: dict[str, Any]) -> None:
-        """View the KV pool and run dummy batches, so that the first real one meets warm kernels."""
+        """View the KV pool and rehearse, through all layers this stage has."""
         binding = msgspec.convert(arguments, PoolBinding)
         worker = self._ready_worker()
 
         def bind() -> None:
             worker.bind_kv(KVPool(self._pool_descriptor, binding.shape), binding.layout_name)
             worker.compile_or_warm_up_model()
-            worker.warm_up(binding.warm_up_tokens)
+            for tokens in sorted({1, binding.batch_tokens}):
+                worker.rehearse(tokens)
 
-        # With the threads that real batches use: kernels are prepared for a number of threads.
-        _in_background(bind, threads=torch.get_num_threads())
+        _in_background(bind, torch.get_num_threads(), self._cores)
+        if current_platform.is_cpu():
+            self._compute_threads = ComputeThreads()
 
     def _route(self, arguments: dict[str, Any]) -> None:
         """Serve `epoch` in a role: send what this stage computes to `next`."""
         route = msgspec.convert(arguments, RouteOrder)
         worker = self._ready_worker()
         if not self._routes:
-            # Nobody waits for this stage yet: it can meet the memory that others have filled.
+            # Nobody waits for this stage yet: it can meet the memory that others have filled, and their batches.
             worker.take_role(route.role)
-            _in_background(worker.map_kv, threads=1)
+
+            def meet() -> None:
+                worker.map_kv()
+                worker.rehearse(route.batch_tokens)
+
+            # With the threads that real batches use: kernels are prepared for a size and a number of threads.
+            _in_background(meet, torch.get_num_threads(), self._cores)
+            if self._compute_threads is not None:
+                self._compute_threads.spread(route.role.rank)
         if route.next not in self._outboxes:
             self._outboxes[route.next] = Outbox(self._context, route.next)
         self._routes[route.epoch] = _Route(route.role, self._outboxes[route.next])
@@ -340,15 +356,16 @@ class StageProcess:
         return self._worker
 
 
-def _in_background(work: Callable[[], _T], threads: int) -> _T:
-    """Run `work` on a thread that only gets the processor when nobody else wants it, and wait for it."""
+def _in_background(work: Callable[[], _T], threads: int, cores: Collection[int]) -> _T:
+    """Run `work` on a thread that only gets one of `cores` when nobody else wants it, and wait for it."""
     outcome: Future[_T] = Future()
 
     def run() -> None:
         try:
             # Any other policy, even the lowest priority, may finish its time slice before a woken stage gets its core.
             os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
-            torch.set_num_threads(threads)
+            os.sched_setaffinity(0, cores)  # not where the computing thread is bound
+            _set_num_threads(threads)
             outcome.set_result(work())
         except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
             outcome.set_exception(error)
@@ -395,6 +412,7 @@ def _load_worker(
         )
         worker.role = loaded
         worker.warm_model = warm_model
+        worker.met_sizes = {}
         lap("construct")
         worker.init_device()
         lap("init_device")

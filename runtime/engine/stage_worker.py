@@ -36,6 +36,7 @@ from runtime.engine.messages import (
     ScheduledBatch,
     batch_to_vllm,
     output_from_vllm,
+    rehearsal_batch,
 )
 from runtime.engine.seeded_generator import SeededGenerator
 from runtime.engine.substitution import substituted
@@ -79,6 +80,7 @@ class StageWorker(BaseWorker):
     role: Role
     warm_model: WarmModel
     pool: KVPool
+    met_sizes: dict[int, set[object]]  # by number of tokens: the layers, and the sampler, that met such a batch
 
     @property
     def inherited(self) -> bool:
@@ -149,12 +151,24 @@ class StageWorker(BaseWorker):
                 self.initialize_from_config(config)
 
     @torch.inference_mode()
-    def warm_up(self, sizes: Sequence[int]) -> None:
-        """Run dummy batches of `sizes` tokens through every layer there is, so that real ones meet prepared kernels."""
-        for tokens in sizes:
-            _, last_hidden = self.model_runner._dummy_run(tokens)
-            if self.role.is_last:
-                self.model_runner._dummy_sampler_run(last_hidden)
+    def rehearse(self, tokens: int) -> None:
+        """Take over and decode a batch of `tokens` made-up requests, unless this part of the model has met that size.
+
+        Whatever meets such a batch for the first time (kernels prepared for its size, memory, code) takes longer than
+        the batch itself. The requests live in block 0, which vLLM never reads.
+        """
+        if self._part() <= self.met_sizes.get(tokens, set()):
+            return
+        batch = rehearsal_batch(tokens)
+        self._take_over(batch)
+        runner = self.model_runner
+        hidden = runner.model.make_empty_intermediate_tensors(tokens, self.model_config.dtype, self.device)
+        self._run(batch, None if self.role.is_first else hidden)
+        self.forget_requests()
+
+    def _part(self) -> set[object]:
+        """Return what this stage runs in its role: its layers, and the sampler."""
+        return {*self.role.layers.as_range(), *(("sampler",) if self.role.is_last else ())}
 
     def map_kv(self) -> None:
         """Map the KV that other stages have written of this stage's layers, instead of page by page later."""
@@ -205,15 +219,21 @@ class StageWorker(BaseWorker):
             StageError: a carried request's KV is not valid as far as promised, or the role cannot be taken.
 
         """
-        runner = self.model_runner
         self.take_role(role)
         self._take_over(batch)
         spans = self._written_spans(batch)
         self._check_watermarks(batch, spans)
-        scheduled, grammar = batch_to_vllm(batch)
         hidden = _HiddenStates(lambda: {name: tensor.to(self.device) for name, tensor in fetch_hidden().items()})
-        output = runner.execute_model(scheduled, None if role.is_first else hidden)
+        output = self._run(batch, None if role.is_first else hidden)
         self._record_written(spans)
+        return output
+
+    def _run(self, batch: ScheduledBatch, hidden: IntermediateTensors | None) -> dict[str, torch.Tensor] | BatchOutput:
+        """Let vLLM's model runner compute a batch of requests that it knows."""
+        runner = self.model_runner
+        scheduled, grammar = batch_to_vllm(batch)
+        self.met_sizes.setdefault(batch.total_tokens, set()).update(self._part())
+        output = runner.execute_model(scheduled, hidden)
         if isinstance(output, IntermediateTensors):
             return dict(output.tensors)
         if isinstance(output, ModelRunnerOutput):  # nothing was scheduled

@@ -74,7 +74,7 @@ def environment(model: ResolvedModel, current: Mapping[str, str], *, on_cpu: boo
     """Return the variables to set before vLLM is imported; what the user has set stays."""
     plugins = [name for name in current.get("VLLM_PLUGINS", "").split(",") if name]
     wanted = {
-        # Stages come and go on the same cores: none may be nailed to some of them.
+        # vLLM would give every stage cores of its own; ours take turns on all of them (runtime.engine.compute_threads).
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         # An idle stage's worker threads must not spin on the cores that the next stage computes on. Long enough to
         # bridge the pause between two kernels (0.1 ms), far shorter than the runtime's default (about 7 ms).

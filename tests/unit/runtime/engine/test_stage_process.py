@@ -6,7 +6,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -30,8 +30,8 @@ HIDDEN = {
     "residual": torch.ones(2, dtype=torch.bfloat16),
 }
 SHAPE = KVPoolShape(layers=2, blocks=4, block_tokens=4, layer_bytes=4096)
-BINDING = msgspec.to_builtins(PoolBinding(2, 4, 4, 4096, layout_name="NHD", warm_up_tokens=(4,)))
-ROUTE = msgspec.to_builtins(RouteOrder(1, Role(0, (1, 1)), "ipc://next"))
+BINDING = msgspec.to_builtins(PoolBinding(2, 4, 4, 4096, layout_name="NHD", batch_tokens=4))
+ROUTE = msgspec.to_builtins(RouteOrder(1, Role(0, (1, 1)), "ipc://next", batch_tokens=4))
 
 
 class FakeWorker:
@@ -44,6 +44,7 @@ class FakeWorker:
         self.inherited = True
         self.roles: list[Role] = []
         self.forgotten = 0
+        self.rehearsed: list[tuple[int, int]] = []
         self.prepared = threading.Event()
 
     def take_role(self, role: Role) -> None:
@@ -69,8 +70,8 @@ class FakeWorker:
     def compile_or_warm_up_model(self) -> None:
         """Nothing to compile."""
 
-    def warm_up(self, *_: object) -> None:
-        """Nothing to warm up."""
+    def rehearse(self, tokens: int) -> None:
+        self.rehearsed.append((tokens, os.sched_getscheduler(threading.get_native_id())))
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
         return {}
@@ -83,6 +84,15 @@ class FakeWorker:
 
     def make_set(self) -> object:
         return object()
+
+
+class FakeThreads:
+    """Stands in for `ComputeThreads`: a test process has threads of its own."""
+
+    ranks: ClassVar[list[int]] = []
+
+    def spread(self, rank: int) -> None:
+        self.ranks.append(rank)
 
 
 class StageBench:
@@ -123,8 +133,8 @@ class StageBench:
         """Return what the stage sent to the next."""
         return _received(self.following)
 
-    def serve(self, epoch: int) -> None:
-        order = RouteOrder(epoch, self.role, self.following.address)
+    def serve(self, epoch: int, batch_tokens: int = 1) -> None:
+        order = RouteOrder(epoch, self.role, self.following.address, batch_tokens)
         assert self.call("route", msgspec.to_builtins(order)).error is None
 
     def close(self) -> None:
@@ -152,6 +162,8 @@ def _received(inbox: Inbox) -> tuple[Any, Any]:
 def _bench(rank: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[StageBench]:
     worker = FakeWorker()
     monkeypatch.setattr(stage_process, "_load_worker", lambda *_: worker)
+    monkeypatch.setattr(stage_process, "ComputeThreads", FakeThreads)
+    monkeypatch.setattr(FakeThreads, "ranks", [])
     with tempfile.TemporaryDirectory(prefix="m-") as folder, closing(StageBench(folder, rank, worker)) as bench:
         yield bench
 
@@ -466,6 +478,22 @@ def test_a_failed_preparation_is_answered_and_can_be_tried_again(unprepared: Sta
 def test_binding_maps_the_pool_of_the_node(first: StageBench):
     assert first.call("bind", BINDING).error is None
     assert first.worker.bound == (SHAPE, "NHD")
+
+
+def test_a_stage_rehearses_in_the_background_before_it_serves_and_never_while_it_does(first: StageBench):
+    first.call("bind", {**BINDING, "batch_tokens": 4})
+    first.serve(1, batch_tokens=8)
+    first.serve(2, batch_tokens=16)  # serving already: nothing may get in the way of a batch
+    assert first.worker.rehearsed == [(tokens, os.SCHED_IDLE) for tokens in (1, 4, 8)]
+
+
+def test_a_stage_spreads_its_threads_before_it_serves(last: StageBench):
+    last.serve(1)
+    assert FakeThreads.ranks == []  # not bound to its pool yet: nothing has computed
+    last.call("unroute", {"epoch": 1})
+    last.call("bind", BINDING)
+    last.serve(2)
+    assert FakeThreads.ranks == [1]
 
 
 def test_a_worker_method_is_called_with_plain_data(first: StageBench):
