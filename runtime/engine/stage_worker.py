@@ -40,7 +40,7 @@ from runtime.engine.messages import (
 )
 from runtime.engine.seeded_generator import SeededGenerator
 from runtime.engine.substitution import substituted
-from runtime.engine.warm_model import SoloGroup
+from runtime.engine.warm_model import GROUPS, SoloGroup
 from runtime.warm.kv_pool import KVPool, block_spans
 
 if current_platform.is_cpu():
@@ -103,18 +103,14 @@ class StageWorker(BaseWorker):
         self.warm_model.compute_only(role.layers)
 
     def init_device(self) -> None:
-        """Make the process groups with one member, then take the place in the pipeline."""
-        parallel = self.vllm_config.parallel_config
-        sizes = parallel.pipeline_parallel_size, parallel.world_size
-        parallel.pipeline_parallel_size = parallel.world_size = 1
-        init_groups = base_module.init_worker_distributed_environment
+        """Open the device and take the place in the pipeline, with nobody to form process groups with."""
 
-        def init_groups_then_take_position(*args: Any, **kwargs: Any) -> None:
-            init_groups(*args, **kwargs)
+        def take_position(*_: Any, **__: Any) -> None:
+            for name in GROUPS:
+                setattr(parallel_state, name, SoloGroup())
             parallel_state._PP = SoloGroup(self.role.rank, self.role.size)
-            parallel.pipeline_parallel_size, parallel.world_size = sizes
 
-        with substituted(base_module, "init_worker_distributed_environment", init_groups_then_take_position):
+        with substituted(base_module, "init_worker_distributed_environment", take_position):
             super().init_device()
 
     def load_model(self, **kwargs: Any) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = init_logger("vllm.midstream.warm_model")
 
-_GROUPS = ("_WORLD", "_TP", "_PP", "_DP", "_EP", "_ETP", "_DCP", "_PCP", "_EPLB")
+GROUPS = ("_WORLD", "_TP", "_PP", "_DP", "_EP", "_ETP", "_DCP", "_PCP", "_EPLB")
 
 
 class SoloGroup:
@@ -46,6 +46,12 @@ class SoloGroup:
         self.ranks = list(range(size))
         self.is_first_rank = rank == 0
         self.is_last_rank = rank == size - 1
+
+    def all_reduce(self, tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """Answer vLLM's collective calls: with one member, what it has is what all have."""
+        return tensor
+
+    all_gather = reduce_scatter = gather = broadcast = all_reduce
 
     def destroy(self) -> None:
         """Answer vLLM's teardown; there is nothing to destroy."""
@@ -100,6 +106,6 @@ def _bounded_modules(model: torch.nn.Module) -> list[Any]:
 def _solo_groups() -> Iterator[None]:
     """Let a model be built outside of any distributed environment."""
     with ExitStack() as stack:
-        for name in _GROUPS:
+        for name in GROUPS:
             stack.enter_context(substituted(parallel_state, name, SoloGroup()))
         yield
