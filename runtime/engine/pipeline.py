@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 _PREPARE_TIMEOUT_S = 600.0
 _CALL_TIMEOUT_S = 60.0
 _HOLD_LEASE_S = 5.0
+_REST_S = 1.0  # between a change and what would disturb the streams again
 _PROCESS_BYTES = 128 << 20  # what a stage touches of its own beside its weights; measured 60 to 110 MiB
 
 
@@ -259,7 +260,7 @@ class Pipeline(ChangeEffects):
         if self._pre_copy is not None:
             self._pre_copy.scrub_target()
             self._pre_copy = None
-        self._keep_spares()
+        self._keep_spares(_REST_S)
 
     def release(self, cost: Cost) -> None:
         """Make the target the serving layout; let go of stages it does not use."""
@@ -279,7 +280,7 @@ class Pipeline(ChangeEffects):
         if self._pre_copy is not None:
             self._pre_copy.scrub_source()
             self._pre_copy = None
-        self._keep_spares()
+        self._keep_spares(_REST_S)
 
     # -- status ------------------------------------------------------------------------------------------------------
 
@@ -346,14 +347,14 @@ class Pipeline(ChangeEffects):
 
         return self.fleet.start(orders, node, self._pool_descriptor(node))
 
-    def _keep_spares(self) -> None:
+    def _keep_spares(self, rest_s: float = 0.0) -> None:
         """Keep enough spare stages on each node for the next change: those it has now and one more, if not told."""
         layout, stages = self._assembly.layout, self._assembly.stages
         if not all(stage.any_role for stage in stages):
             return  # a stage that loads its own layers cannot wait for a role
         nodes = [placement.node for placement in layout.stages]
         wanted = {node: nodes.count(node) + 1 if self._spare_stages is None else self._spare_stages for node in nodes}
-        self.spares.keep(wanted)
+        self.spares.keep(wanted, rest_s)
 
     def _pool_descriptor(self, node: str) -> int:
         """Return the memory file of a node's KV pool, made when the node gets its first stage."""

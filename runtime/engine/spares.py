@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from runtime.engine.fleet import Fleet, Stage
     from runtime.migration.journal import Journal
 
-_REST_S = 1.0
-
 
 class SpareStages:
     """The spare stages of all nodes. Thread-safe.
@@ -69,22 +67,24 @@ class SpareStages:
                     return True
         return False
 
-    def keep(self, wanted: Mapping[str, int]) -> None:
-        """Have at least so many spares on each node from now on, and at most twice as many. Does not wait."""
+    def keep(self, wanted: Mapping[str, int], rest_s: float = 0.0) -> None:
+        """Have at least so many spares on each node from now on, and at most twice as many. Does not wait.
+
+        Begins after `rest_s` seconds: whoever streams has just had a change, and a fork takes its moment as well.
+        """
         with self._lock:
             self._wanted = dict(wanted)
         # Nothing is refilled once the pipeline is closing.
         with contextlib.suppress(RuntimeError):
-            self._refill.submit(self._adjust)
+            self._refill.submit(self._adjust, rest_s)
 
     def close(self) -> None:
         """Start no further spare."""
         self._closing.set()
         self._refill.shutdown(wait=False, cancel_futures=True)
 
-    def _adjust(self) -> None:
-        # Whoever streams has just had a change; a fork takes its moment from them as well.
-        self._closing.wait(_REST_S)
+    def _adjust(self, rest_s: float) -> None:
+        self._closing.wait(rest_s)
         for stage in self._surplus():
             self._fleet.release(stage)
         try:
