@@ -121,6 +121,7 @@ class _Experiment:
         if not swapped:
             stock_quiet = await self._stock_turn()
         self._say(f"  changing {self._options.layers_from} -> {self._options.layers_to} under load")
+        await asyncio.sleep(self._options.settle_s)
         disturbed = await disturbed_pass(
             self._midstream.client,
             self._control,
@@ -135,6 +136,7 @@ class _Experiment:
         return Repeat(reference, disturbed, stock_quiet)
 
     async def _turn(self, active: _Side, idle: _Side | None) -> Pass:
+        await asyncio.sleep(self._options.settle_s)
         watch = CpuWatch(active.server, None if idle is None else idle.server)
         quiet = await quiet_pass(active.client, self._options.requests())
         return replace(quiet, cpus=watch.use())

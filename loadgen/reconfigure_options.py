@@ -39,6 +39,8 @@ class ReconfigureOptions:
         env: Environment added to both servers.
         log_dir: Folder for the servers' logs; None makes a temporary one, named in the result.
         start_deadline_s, change_deadline_s: Seconds for a server to become healthy, and for a change to end.
+        settle_s: Seconds without load before each pass. Stock vLLM's threads go on spinning when its last answer is
+            out, and what is measured right after them takes two to three times as long to its first token.
         midstream_command, stock_command: Command lines before the arguments; tests put a mock server here.
         model_folder_command: Prints the folder of a model on its last line, for stock vLLM.
     """
@@ -55,6 +57,7 @@ class ReconfigureOptions:
     log_dir: Path | None = None
     start_deadline_s: float = 300.0
     change_deadline_s: float = 120.0
+    settle_s: float = 3.0
     midstream_command: tuple[str, ...] = (sys.executable, "-m", "controller.cli", "serve")
     stock_command: tuple[str, ...] = STOCK_COMMAND
     model_folder_command: tuple[str, ...] = (sys.executable, "-m", "runtime.model")

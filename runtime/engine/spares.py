@@ -40,9 +40,9 @@ class SpareStages:
         self._closing = threading.Event()
 
     def take(self, node: str) -> Stage | None:
-        """Take a ready spare of `node`, if there is one."""
+        """Take a ready spare of `node`, if there is one: the one that served last, which has met most."""
         with self._lock:
-            for stage in self._ready:
+            for stage in reversed(self._ready):
                 if stage.node == node:
                     self._ready.remove(stage)
                     return stage

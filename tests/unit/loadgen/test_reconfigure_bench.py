@@ -32,6 +32,7 @@ def options(tmp_path: Path, *behaviour: str, **changed: Any) -> ReconfigureOptio
         "log_dir": tmp_path,
         "start_deadline_s": 60.0,
         "change_deadline_s": 20.0,
+        "settle_s": 0.01,
         "midstream_command": (*MOCK, "--token-ms", "4", *behaviour),
         "stock_command": (*MOCK, "--token-ms", "4"),
     }
