@@ -9,6 +9,7 @@ The rules, all under one lock:
 * A new chain is *on probation* until its first result is revealed, or nobody is left who could want one; then the
   change is committed.
 * `fall_back` abandons a chain: what it did not answer is replayed, in order, on another: same slots, same tokens (I4).
+  `restart` abandons every chain.
 * A request that the current chain has not seen is carried over with its first batch, from the ledger.
 """
 
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from runtime.engine.errors import StageError
+from runtime.engine.ledger import Footprint
 from runtime.engine.messages import BatchOutput, ScheduledBatch, decode_output, encode
 from runtime.transport.channel import ChannelError
 from runtime.transport.frames import Batch, Rejected, Result, StageSpan
@@ -31,7 +33,7 @@ from runtime.transport.frames import Batch, Rejected, Result, StageSpan
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from runtime.engine.ledger import Footprint, Ledger
+    from runtime.engine.ledger import Ledger
     from runtime.transport.channel import Outbox
     from runtime.transport.frames import Buffer
 
@@ -275,31 +277,52 @@ class Dispatcher:
     def _unmovable(self) -> list[str]:
         return self.ledger.unfinished_prompt_logprobs(entry.batch for entry in self._in_flight)
 
-    def fall_back(self, chain: Chain) -> int:
+    def fall_back(self, chain: Chain) -> list[int]:
         """Abandon the current chain: replay what it did not answer on `chain`, and go on there.
 
         Every request is carried over anew, so it does not matter what the stages of `chain` believed before, as long
-        as the KV that the ledger promises is in their pools. Returns the number of batches replayed.
+        as the KV that the ledger promises is in their pools. Returns the sequence numbers of the replayed batches.
         """
         with self._changed:
-            abandoned = self.epoch
-            self._chain, self._probation = chain, False
-            self._known.clear()
-            replayed = [entry for entry in self._in_flight if entry.epoch == abandoned]
+            return self._abandon({self.epoch}, chain)
+
+    def restart(self, chain: Chain, most_tokens: int) -> list[int]:
+        """Abandon every chain, as `fall_back` does with one: stages of all of them may be gone.
+
+        What only a last stage knew of a prompt (its logprobs so far) is computed again first, in batches of
+        `most_tokens` tokens at most.
+        """
+        with self._changed:
+            again = [
+                batch
+                for request_id in self.ledger.unfinished_prompt_logprobs(())
+                for batch in self.ledger.recomputed(request_id, most_tokens)
+            ]
+            for batch in reversed(again):
+                self._sequence += 1
+                footprint = Footprint(frozenset(batch.scheduled_tokens), frozenset(), frozenset())
+                self._in_flight.appendleft(_InFlight(self._sequence, self.epoch, batch, footprint, Future()))
+            replayed = self._abandon({entry.epoch for entry in self._in_flight}, chain)
+            return replayed[len(again) :]
+
+    def _abandon(self, epochs: set[int], chain: Chain) -> list[int]:
+        self._chain, self._probation = chain, False
+        self._known.clear()
+        replayed = [entry for entry in self._in_flight if entry.epoch in epochs]
+        for entry in replayed:
+            # From here on, late results of the abandoned chain match no batch in flight and are dropped.
+            entry.epoch, entry.output = chain.epoch, None
+        self._falling_back = True  # no new batch may overtake the replay
+        try:
+            while self._dead is None and any(entry.epoch != chain.epoch for entry in self._in_flight):
+                self._changed.wait()  # what an older chain still has in flight settles first
             for entry in replayed:
-                # From here on, late results of the abandoned chain match no batch in flight and are dropped.
-                entry.epoch, entry.output = chain.epoch, None
-            self._falling_back = True  # no new batch may overtake the replay
-            try:
-                while self._dead is None and any(entry.epoch != chain.epoch for entry in self._in_flight):
-                    self._changed.wait()  # what an older chain still has in flight settles first
-                for entry in replayed:
-                    self._send(entry, replayed=True)
-            finally:
-                self._falling_back = False
-            self.counters.replayed_batches += len(replayed)
-            self._changed.notify_all()
-            return len(replayed)
+                self._send(entry, replayed=True)
+        finally:
+            self._falling_back = False
+        self.counters.replayed_batches += len(replayed)
+        self._changed.notify_all()
+        return [entry.sequence for entry in replayed]
 
     def hold(self, lease_s: float) -> None:
         """Let no further batch out until `resume`, but for no longer than `lease_s`: then they go out by themselves."""

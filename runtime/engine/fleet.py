@@ -100,6 +100,11 @@ class Fleet:
         with self._lock:
             return list(self._stages.values())
 
+    def alive(self, stage: Stage) -> bool:
+        """Whether a stage's process has neither ended, as far as is known, nor been released."""
+        with self._lock:
+            return stage.name in self._stages
+
     def start(self, start: Callable[[str, str, str], StageStart], node: str, pool_descriptor: int) -> Stage:
         """Fork a stage process; `start` makes its orders from (name, inbox address, head address)."""
         name = f"stage-{next(self._stage_numbers)}"
@@ -170,10 +175,13 @@ class Fleet:
         """End all stages and the zygote, and leave no file behind."""
         with self._lock:
             self._closing = True
+            stages = list(self._stages.values())
             self._stages.clear()
         self._zygote.close()
         self._reader.join(timeout=5)
         self._inbox.close()
+        for stage in stages:
+            stage.outbox.close()
         self._context.destroy(linger=0)
         shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -219,7 +227,10 @@ class Fleet:
         """React to the end of a process (the zygote's reader thread)."""
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
         with self._lock:
-            lost = self._stages.pop(name, None) is not None and not self._closing
+            stage = self._stages.pop(name, None)
+            lost = stage is not None and not self._closing
+        if stage is not None:
+            stage.outbox.close()
         with contextlib.suppress(OSError):
             os.unlink(self._directory / name)
         self._fail_calls(name, f"{name} {how}")

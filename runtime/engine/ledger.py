@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from runtime.engine.messages import BatchOutput, CarriedRequest, KnownRequest, ScheduledBatch
+from runtime.engine.messages import BatchOutput, CarriedRequest, KnownRequest, NewRequest, ScheduledBatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -152,6 +152,29 @@ class Ledger:
             list(request.output_token_ids),
             request.generator_state,
         )
+
+    def recomputed(self, request_id: str, most_tokens: int) -> list[ScheduledBatch]:
+        """Make batches that compute the settled part of a prompt once more, in the blocks where it is.
+
+        For what a stage keeps beside the KV and nobody else knows: the prompt logprobs so far.
+        """
+        request = self._find(request_id)
+        if request is None:
+            raise KeyError(request_id)
+        batches = []
+        for first in range(0, request.computed_tokens, most_tokens):
+            tokens = min(most_tokens, request.computed_tokens - first)
+            batch = ScheduledBatch([], [], {request_id: tokens}, [], None, None)
+            if first == 0:
+                batch.new = [
+                    NewRequest(
+                        request_id, request.prompt_token_ids, request.sampling_params, _copy(request.blocks), first
+                    )
+                ]
+            else:
+                batch.known = [KnownRequest(request_id, False, [], None, first, len(request.output_token_ids))]
+            batches.append(batch)
+        return batches
 
     def computed_tokens(self) -> dict[str, int]:
         """Return the settled number of computed tokens of every request."""

@@ -23,6 +23,7 @@ from runtime.engine.fleet import Fleet, Stage
 from runtime.engine.kv_spec import decode_specs
 from runtime.engine.ledger import Ledger
 from runtime.engine.memory import available_bytes
+from runtime.engine.recovery import Recovery
 from runtime.engine.role import Role
 from runtime.engine.spares import SpareStages
 from runtime.engine.stage_process import PoolBinding, RouteOrder, StageStart, run_stage
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _PREPARE_TIMEOUT_S = 600.0
 _CALL_TIMEOUT_S = 60.0
 _HOLD_LEASE_S = 5.0
+_NOTICE_S = 2.0  # from a failed batch to the news that its stage has ended
 _REST_S = 1.0  # between a change and what would disturb the streams again
 _PROCESS_BYTES = 128 << 20  # what a stage touches of its own beside its weights; measured 60 to 110 MiB
 
@@ -94,6 +96,7 @@ class Pipeline(ChangeEffects):
         self._threads = threads
         self._on_failed = on_failed
         self._total_layers = layout.total_layers
+        self._max_batch_tokens = config.scheduler_config.max_num_batched_tokens
         self._descriptors: dict[str, int] = {}  # the memory file of every node's KV pool
         self._pools: dict[str, KVPool] = {}
         self._binding: PoolBinding | None = None
@@ -117,6 +120,7 @@ class Pipeline(ChangeEffects):
         )
         self.spares = SpareStages(self.fleet, self._start_spare, self.journal)
         self.coordinator = Coordinator(self, self.journal, leases)
+        self.recovery = Recovery(self._repair, self.coordinator, self.journal, self._fail)
 
     # -- start ---------------------------------------------------------------------------------------------------------
 
@@ -174,15 +178,12 @@ class Pipeline(ChangeEffects):
                 assembly.kept.add(stage.name)
                 assembly.stages.append(stage)
                 continue
-            stage = self.spares.take(target.stages[rank].node)
-            if stage is not None:
-                assembly.stages.append(stage)
-            else:
-                stage = self._start_stage(target, rank)
-                assembly.stages.append(stage)
+            spare = self.spares.take(target.stages[rank].node)
+            stage = spare or self._start_stage(target, rank)
+            assembly.stages.append(stage)
+            if spare is None:
                 # One after the other: loading several at once would only compete with the stages that serve.
-                self._prepare_stages([stage])
-                self._bind_stages([stage])
+                self._make_ready(stage)
                 cost.prepare_ms[stage.name] = stage.prepare_ms
             cost.peak_extra_bytes += stage.memory_bytes
         assembly.chain = self._connect(assembly)
@@ -241,7 +242,8 @@ class Pipeline(ChangeEffects):
         """Serve from the old chain alone; give up when it is gone as well."""
         target, self._target = self._target, None
         try:
-            if target is not None and target.chain is not None and self.epoch() == target.chain.epoch:
+            # Without all old stages there is a recovery to come, which replays what both chains have in flight.
+            if target and target.chain and self.epoch() == target.chain.epoch and self._is_whole():
                 # A stage of both chains may be waiting for one that has gone.
                 for stage in self._assembly.stages:
                     if stage.name in target.kept:
@@ -251,8 +253,9 @@ class Pipeline(ChangeEffects):
                 self.dispatcher.fall_back(self._assembly.chain)
                 self._set_depth(self._assembly.layout)
         except StageError as error:
-            self._fail(f"the old stages cannot take over again: {error}")
-            raise
+            if self._is_whole():
+                self._fail(f"the old stages cannot take over again: {error}")
+                raise
         if target is not None:
             for stage in target.stages:
                 if stage.name not in target.kept:
@@ -268,9 +271,12 @@ class Pipeline(ChangeEffects):
         if target is None or old.chain is None:
             raise StageError("there is no change to complete")
         self._assembly, self._target = target, None
+        for stage in target.stages:
+            if not self.fleet.alive(stage):  # after the first answer, when nobody could undo the change any more
+                self.recovery.stage_lost(stage.name, "its process ended when the change was just committed")
         cost.requests_carried = self.dispatcher.counters.carried_requests - self._carried_before
         self.dispatcher.wait_drained(old.chain.epoch, _CALL_TIMEOUT_S)
-        for stage in old.stages:
+        for stage in filter(self.fleet.alive, old.stages):
             if stage.name not in target.kept and not stage.any_role:
                 self.fleet.release(stage)
                 continue
@@ -282,6 +288,34 @@ class Pipeline(ChangeEffects):
             self._pre_copy = None
         self._keep_spares(_REST_S)
 
+    # -- recovery ----------------------------------------------------------------------------------------------------
+
+    def _is_whole(self) -> bool:
+        return all(self.fleet.alive(stage) for stage in self._assembly.stages)
+
+    def _repair(self) -> list[int]:
+        """Replace the serving stages that are gone and replay what is in flight; returns its sequence numbers."""
+        broken = self._assembly
+        survivors = [stage for stage in broken.stages if self.fleet.alive(stage)]
+        stages = []
+        for rank, stage in enumerate(broken.stages):
+            if stage in survivors:
+                stages.append(stage)
+                continue
+            spare = self.spares.take(stage.node)
+            stages.append(spare or self._start_stage(broken.layout, rank))
+            if spare is None:
+                self._make_ready(stages[-1])
+        self._assembly = _Assembly(broken.layout, stages)
+        for stage in survivors:
+            # It may be waiting for one that is gone, in the epoch of this chain or of a change that was stopped.
+            self.fleet.call(stage, "unroute", _CALL_TIMEOUT_S, epoch=None)
+        self._assembly.chain = self._connect(self._assembly)
+        replayed = self.dispatcher.restart(self._assembly.chain, self._max_batch_tokens)
+        self._set_depth(broken.layout)
+        self._keep_spares(_REST_S)
+        return replayed
+
     # -- status ------------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
@@ -289,7 +323,7 @@ class Pipeline(ChangeEffects):
         current, last = self.coordinator.current, self.coordinator.last
         return {
             "epoch": self.epoch(),
-            "phase": str(current.machine.step) if current else "serving",
+            "phase": "recovering" if self.recovery.running else str(current.machine.step) if current else "serving",
             "layers": str(self._assembly.layout),
             "total_layers": self._total_layers,
             "stages": [
@@ -311,6 +345,8 @@ class Pipeline(ChangeEffects):
             "counters": dataclasses.asdict(self.dispatcher.counters),
             "change": current.id if current else None,
             "last_change": last.report() if last else None,
+            "recoveries": self.recovery.count,
+            "last_recovery": self.recovery.last,
         }
 
     def close(self) -> None:
@@ -337,9 +373,12 @@ class Pipeline(ChangeEffects):
 
     def _start_spare(self, node: str) -> Stage:
         stage = self._fork(node, None)
+        self._make_ready(stage)
+        return stage
+
+    def _make_ready(self, stage: Stage) -> None:
         self._prepare_stages([stage])
         self._bind_stages([stage])
-        return stage
 
     def _fork(self, node: str, role: Role | None) -> Stage:
         def orders(name: str, inbox: str, head: str) -> StageStart:
@@ -449,7 +488,12 @@ class Pipeline(ChangeEffects):
         target = self._target
         if target is not None and target.chain is not None and epoch == target.chain.epoch:
             self.coordinator.post(Failed(reason))
-        elif self.dispatcher.waits_for(epoch):  # not of a chain that was abandoned meanwhile
+        else:
+            # Frames tell of a stage that ended before its end is known: then there is a recovery to come.
+            threading.Thread(target=self._fail_unless_recovered, args=(epoch, reason), daemon=True).start()
+
+    def _fail_unless_recovered(self, epoch: int, reason: str) -> None:
+        if not self.recovery.wait(lambda: not self.dispatcher.waits_for(epoch), _NOTICE_S):
             self._fail(reason)
 
     def _on_lost(self, name: str, reason: str) -> None:
@@ -461,7 +505,10 @@ class Pipeline(ChangeEffects):
         if target is not None and name not in target.kept and any(stage.name == name for stage in target.stages):
             self.coordinator.post(Failed(reason))
         elif any(stage.name == name for stage in self._assembly.stages):
-            self._fail(reason)
+            if self._assembly.chain is None and not self.recovery.running:
+                self._fail(reason)  # before anything was served
+                return
+            self.recovery.stage_lost(name, reason)
         elif self.spares.lost(name):
             self._keep_spares()
 

@@ -43,7 +43,7 @@ class SpareStages:
         """Take a ready spare of `node`, if there is one: the one that served last, which has met most."""
         with self._lock:
             for stage in reversed(self._ready):
-                if stage.node == node:
+                if stage.node == node and self._fleet.alive(stage):
                     self._ready.remove(stage)
                     return stage
         return None

@@ -329,17 +329,19 @@ class StageProcess:
         self._routes[route.epoch] = _Route(route.role, self._outboxes[route.next])
 
     def _unroute(self, arguments: dict[str, Any]) -> None:
-        """Stop serving `epoch`; its frames are rejected from now on. A stage without any epoch is a spare."""
+        """Stop serving `epoch`, or every one if it is None: its frames are rejected from now on.
+
+        A stage without any epoch is a spare.
+        """
         epoch = arguments["epoch"]
-        route = self._routes.pop(epoch, None)
-        self._hidden = {key: value for key, value in self._hidden.items() if key[0] != epoch}
-        if route is None:
-            return
-        outbox = route.outbox
-        if outbox is not self._head and all(outbox is not other.outbox for other in self._routes.values()):
-            del self._outboxes[outbox.address]
-            outbox.close()
-        if not self._routes:
+        ending = [number for number in self._routes if epoch in (None, number)]
+        for number in ending:
+            outbox = self._routes.pop(number).outbox
+            if outbox is not self._head and all(outbox is not other.outbox for other in self._routes.values()):
+                del self._outboxes[outbox.address]
+                outbox.close()
+        self._hidden = {key: value for key, value in self._hidden.items() if key[0] in self._routes}
+        if ending and not self._routes:
             self._ready_worker().forget_requests()
 
     def _release(self, _: object) -> None:

@@ -44,6 +44,8 @@ from runtime.migration.protocol import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from runtime.layout import Layout
     from runtime.migration.journal import Journal
     from runtime.migration.stop_rule import CopyRound
@@ -158,6 +160,7 @@ class Coordinator:
         self._lock = threading.Lock()
         self._changes: dict[str, Change] = {}
         self._current: Change | None = None
+        self._holder: str | None = None  # whoever has stopped changes for the moment
         self._count = 0
         # One thread: effects of one change never overlap.
         self._worker = ThreadPoolExecutor(1, "change-effects")
@@ -184,6 +187,8 @@ class Coordinator:
         with self._lock:
             if self._current is not None:
                 raise ChangeBusy(self._current.id)
+            if self._holder is not None:
+                raise ChangeBusy(self._holder)
             started_at, clock = time.time(), time.perf_counter()
             target = self._effects.plan(text)
             self._count += 1
@@ -216,6 +221,23 @@ class Coordinator:
         change = self._current
         if change is not None:
             change.events.put(event)
+
+    @contextlib.contextmanager
+    def stopped(self, holder: str, reason: str) -> Iterator[None]:
+        """Stop the change under way because of `reason`, wait for its end, and refuse new ones until the block ends.
+
+        A change that is committed already is completed instead. Who asks for a change meanwhile is told of `holder`.
+        """
+        with self._lock:
+            self._holder, change = holder, self._current
+        if change is not None:
+            change.events.put(Failed(reason))
+            change.ended.wait()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holder = None
 
     def settled(self, epoch: int) -> None:
         """The first result of `epoch` was revealed."""

@@ -160,11 +160,24 @@ class Harness:
                 self.engine.step()
             change.ended.wait(0.01)
 
+    def recovered(self, *lost: int) -> None:
+        """Wait until no recovery is under way, and none of the processes `lost` serves any more."""
+        deadline = time.monotonic() + _DEADLINE_S
+        pipeline = self.pipeline
+        while (
+            pipeline.recovery.running
+            or not pipeline._is_whole()
+            or {stage.pid for stage in pipeline._assembly.stages}.intersection(lost)
+        ):
+            assert time.monotonic() < deadline, pipeline.status()
+            time.sleep(0.01)
+
     def settle(self, layout: str) -> None:
         """Finish all requests and return to `layout`."""
         while self.engine.has_unfinished_requests():
             self.engine.step()
         self.idle()
+        self.recovered()
         if str(self.pipeline.layout()) != layout:
             self.change(layout)
         self.engine.reset_prefix_cache()

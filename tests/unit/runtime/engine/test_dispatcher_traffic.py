@@ -180,6 +180,7 @@ class Traffic:
             "deliver_again": (0.5, self.node.results),
             "switch": (2, not self.old and not self.falling_back),
             "fall_back": (1, self.old),
+            "lose_all": (0.5, not self.falling_back),
             "release": (2, self.old and self.committed and not self.in_flight(self.old_epoch)),
         }
         return {name: weight for name, (weight, can_happen) in possible.items() if can_happen}
@@ -340,12 +341,25 @@ class Traffic:
         chain = self.new_chain(self.stages)
 
         def fall_back() -> None:
-            assert self.dispatcher.fall_back(chain) == len(unanswered)
+            assert self.dispatcher.fall_back(chain) == unanswered
             assert self.replayed == unanswered, "not exactly the unanswered batches were replayed, in order (I4)"
             self.falling_back = False
 
         self.falling_back = True
         self.background.start(fall_back)
+        self.take_outputs()
+
+    def lose_all(self) -> None:
+        """Lose every stage, those of an old chain as well; others take their place."""
+        for stage in {*self.old, *self.stages}:
+            stage.end()
+        self.abandoned |= set(self.epoch_of.values())
+        self.old, self.on_probation, self.replayed = [], None, []
+        unanswered = list(range(len(self.revealed) + 1, len(self.sent) + 1))
+        self.stages = make_chain(self.node, self.random.choice(SPLITS), [])
+        assert self.dispatcher.restart(self.new_chain(self.stages), most_tokens=64) == unanswered
+        assert self.replayed == unanswered, "not exactly the unanswered batches were replayed, in order (I4)"
+        self.background.settle()
         self.take_outputs()
 
     @property
