@@ -106,6 +106,13 @@ def status(
         _out.print(f"  stage {stage['index']}  {span}  {size}  node {stage['node']}  pid {stage['pid']}")
     for node, number in state["spare_stages"].items():
         _out.print(f"  {number} spare on node {node}")
+    if state["last_recovery"]:
+        last = state["last_recovery"]
+        _out.print(
+            f"{last['id']}: {', '.join(last['stages'])} lost and replaced in {last['total_ms']:.0f} ms, "
+            f"{last['replayed_batches']} batches replayed",
+            soft_wrap=True,
+        )
     if state["last_change"]:
         _print_report(state["last_change"])
 
@@ -175,6 +182,32 @@ def bench_reconfigure(
             repeat=repeat,
             compare_stock=stock,
         )
+        result = asyncio.run(run(options, say=_err.print))
+    except LoadgenError as error:
+        _fail(str(error))
+    if json_output:
+        print(json.dumps(result))
+    else:
+        _out.print(render(result))
+
+
+@bench_app.command("recover")
+def bench_recover(
+    layers: Annotated[str, typer.Option(help="Layers per stage.")] = "8,12,10",
+    streams: Annotated[int, typer.Option(help="Closed-loop streams; every second one samples with a seed.")] = 4,
+    tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 128,
+    repeat: Annotated[int, typer.Option(help="How often each role is killed.")] = 3,
+    model: Annotated[str | None, typer.Option(help="Hugging Face id or folder; default: the built-in model.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Kill stages of each role under load and measure what the streams notice."""
+    import asyncio
+
+    from loadgen.errors import LoadgenError
+    from loadgen.recover_bench import RecoverOptions, render, run
+
+    try:
+        options = RecoverOptions(layers_from=layers, model=model, streams=streams, tokens=tokens, repeat=repeat)
         result = asyncio.run(run(options, say=_err.print))
     except LoadgenError as error:
         _fail(str(error))

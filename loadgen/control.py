@@ -45,6 +45,22 @@ class ChangeReport(msgspec.Struct, frozen=True, kw_only=True):
     requests_carried: int | None = None
 
 
+class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage that serves."""
+
+    name: str
+    pid: int
+
+
+class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The server's report of one recovery from lost stages."""
+
+    id: str
+    stages: tuple[str, ...]
+    total_ms: float
+    replayed_batches: int
+
+
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What an experiment needs of `GET status`."""
 
@@ -53,6 +69,9 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
     phase: str
     vllm_version: str | None = None
     epoch: int | None = None
+    stages: tuple[StageStatus, ...] = ()
+    recoveries: int = 0
+    last_recovery: RecoveryReport | None = None
 
 
 class ControlClient:

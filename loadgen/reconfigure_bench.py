@@ -16,16 +16,13 @@ there is no result and an error is raised.
 """
 
 import asyncio
-import signal
 import tempfile
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loadgen.client import CompletionClient, served_model
 from loadgen.control import ControlClient
 from loadgen.disturbance import Repeat
 from loadgen.errors import ChangeFailedError, LoadgenError, ServerError
@@ -34,11 +31,10 @@ from loadgen.passes import Pass, Restart, disturbed_pass, quiet_pass, restart_pa
 from loadgen.reconfigure_options import ReconfigureOptions
 from loadgen.reconfigure_result import Measured, summarise
 from loadgen.reconfigure_table import render
-from loadgen.server import ServerProcess, free_port
+from loadgen.server import free_port
+from loadgen.side import Side, ended_by_sigterm, side
 
 __all__ = ["ReconfigureOptions", "render", "run"]
-
-_WARM_UP_TOKENS = 16
 
 Say = Callable[[str], None]
 
@@ -58,19 +54,11 @@ async def run(options: ReconfigureOptions, *, say: Say = lambda _: None) -> dict
     machine = machine_facts()
     log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix="midstream-bench-"))
     try:
-        with _ended_by_sigterm():
+        with ended_by_sigterm():
             measured = await _with_servers(options, log_dir, say)
     except LoadgenError as error:
         raise type(error)(f"{error} (server logs: {log_dir})") from error
     return {**summarise(measured), "machine": machine, "log_dir": str(log_dir)}
-
-
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """A running server and a client for it."""
-
-    server: ServerProcess
-    client: CompletionClient
 
 
 async def _with_servers(options: ReconfigureOptions, log_dir: Path, say: Say) -> Measured:
@@ -78,7 +66,7 @@ async def _with_servers(options: ReconfigureOptions, log_dir: Path, say: Say) ->
         say(f"starting Midstream with layers {options.layers_from}")
         port = free_port()
         midstream = await stack.enter_async_context(
-            _side("midstream", options.midstream_argv(port), port, options, log_dir)
+            side("midstream", options.midstream_argv(port), port, options, log_dir)
         )
         control = await stack.enter_async_context(ControlClient(midstream.server.base_url))
         experiment = _Experiment(options, midstream, control, say)
@@ -87,7 +75,7 @@ async def _with_servers(options: ReconfigureOptions, log_dir: Path, say: Say) ->
             try:
                 port, model = free_port(), options.model or await _default_model_folder(options)
                 experiment.stock = await stack.enter_async_context(
-                    _side("stock", options.stock_argv(port, model), port, options, log_dir)
+                    side("stock", options.stock_argv(port, model), port, options, log_dir)
                 )
             except LoadgenError as error:
                 experiment.stock_missing = str(error)
@@ -97,12 +85,12 @@ async def _with_servers(options: ReconfigureOptions, log_dir: Path, say: Say) ->
 class _Experiment:
     """The passes in their order; stock vLLM may drop out on the way, and `stock_missing` then says why."""
 
-    def __init__(self, options: ReconfigureOptions, midstream: _Side, control: ControlClient, say: Say) -> None:
+    def __init__(self, options: ReconfigureOptions, midstream: Side, control: ControlClient, say: Say) -> None:
         self._options = options
         self._midstream = midstream
         self._control = control
         self._say = say
-        self.stock: _Side | None = None
+        self.stock: Side | None = None
         self.stock_missing = "the comparison with stock vLLM was switched off"
 
     async def measure(self) -> Measured:
@@ -135,7 +123,7 @@ class _Experiment:
             await self._change_back()
         return Repeat(reference, disturbed, stock_quiet)
 
-    async def _turn(self, active: _Side, idle: _Side | None) -> Pass:
+    async def _turn(self, active: Side, idle: Side | None) -> Pass:
         await asyncio.sleep(self._options.settle_s)
         watch = CpuWatch(active.server, None if idle is None else idle.server)
         quiet = await quiet_pass(active.client, self._options.requests())
@@ -177,26 +165,6 @@ class _Experiment:
         return restart, None
 
 
-@asynccontextmanager
-async def _side(
-    name: str, argv: list[str], port: int, options: ReconfigureOptions, log_dir: Path
-) -> AsyncIterator[_Side]:
-    """Start a server, warm it up and stop it in the end."""
-    async with (
-        ServerProcess(
-            name,
-            argv,
-            port=port,
-            log_path=log_dir / f"{name}.log",
-            env=options.env,
-            start_deadline_s=options.start_deadline_s,
-        ) as server,
-        CompletionClient(server.base_url, await served_model(server.base_url)) as client,
-    ):
-        await quiet_pass(client, options.requests(tokens=_WARM_UP_TOKENS))
-        yield _Side(server, client)
-
-
 async def _default_model_folder(options: ReconfigureOptions) -> str:
     """Return the folder of the default model, made ready if it is not."""
     process = await asyncio.create_subprocess_exec(
@@ -212,18 +180,3 @@ async def _default_model_folder(options: ReconfigureOptions) -> str:
 
 def _last_line(output: bytes) -> str:
     return next((line for line in reversed(output.decode().splitlines()) if line.strip()), "")
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Cancel the current task on SIGTERM, so that an ended experiment stops its servers."""
-    task = asyncio.current_task()
-    if task is None or threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
