@@ -22,6 +22,7 @@ from starlette.routing import Route
 from loadgen.mock_engine import Behaviour, Fault, FaultKind, MockEngine, Sent
 
 MODEL = "mock-model"
+_PID = 10_000_000  # beyond the largest id Linux gives out: nobody can be hit by mistake
 
 
 class MockServer:
@@ -34,6 +35,8 @@ class MockServer:
         self.epoch = 0
         self.changes: dict[str, dict[str, Any]] = {}
         self.ended: dict[str, asyncio.Event] = {}
+        self.recoveries: list[dict[str, Any]] = []
+        self._stages = [f"stage-{number}" for number in range(1, len(layers.split(",")) + 1)]
         self._requests = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -104,7 +107,9 @@ class MockServer:
                 "epoch": self.epoch,
                 "phase": "prepare" if running else "serving",
                 "layers": self.layers,
-                "stages": [],
+                "stages": [{"name": name, "pid": _PID + rank} for rank, name in enumerate(self._stages)],
+                "recoveries": len(self.recoveries),
+                "last_recovery": self.recoveries[-1] if self.recoveries else None,
                 "change": running,
                 "last_change": next(reversed(self.changes.values()), None),
             }
@@ -150,6 +155,30 @@ class MockServer:
             "peak_extra_bytes": 8192,
         }
         self.ended[change["id"]].set()
+
+    def lose(self, pid: int) -> None:
+        """Lose a stage, as if its process had been killed: streams stand still until another has taken its place."""
+        rank = pid - _PID
+        lost = self._stages[rank]
+        self._stages[rank] += "-replaced"
+        self.engine.hold()
+
+        async def recover() -> None:
+            await asyncio.sleep(self.behaviour.change_stall_ms / 1e3)
+            self.recoveries.append(
+                {
+                    "id": f"recovery-{len(self.recoveries) + 1}",
+                    "stages": [lost],
+                    "total_ms": self.behaviour.change_stall_ms,
+                    "replayed_batches": 1,
+                }
+            )
+            self.engine.release()
+
+        if self.behaviour.change_outcome == "commit":
+            task = asyncio.create_task(recover())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _report(self, request: Request) -> Response:
         change = self.changes.get(request.path_params["id"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -76,6 +78,44 @@ async def test_the_official_client_streams_the_same_answer_through_two_changes(
     disturbed, identities = await answer(changes=True)
     assert disturbed == undisturbed
     assert len(identities) == 1, "id, created and model of a stream must not change"
+
+
+async def test_a_stream_goes_on_when_its_stages_are_killed(server: ServerProcess, client: AsyncOpenAI) -> None:
+    async def answer(*, kills: bool) -> str:
+        text, pieces = "", 0
+        stream = await client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "Name ten rivers and where they end."}],
+            max_tokens=120,
+            temperature=0.7,
+            seed=11,
+            stream=True,
+        )
+        async for chunk in stream:
+            if chunk.choices and chunk.choices[0].delta.content:
+                text += chunk.choices[0].delta.content
+                pieces += 1
+                if kills and pieces in {10, 40}:
+                    stages = (await _status(server))["stages"]
+                    os.kill(stages[0 if pieces == 10 else -1]["pid"], signal.SIGKILL)
+        return text
+
+    before = (await _status(server))["recoveries"]
+    undisturbed = await answer(kills=False)
+    assert await answer(kills=True) == undisturbed
+    after = await _status(server)
+    assert after["recoveries"] == before + 2
+    _, story, _ = await command("story", f"recovery-{before + 1}", "--endpoint", server.base_url)
+    assert "stage lost" in story
+    assert "was ended by signal 9" in story
+    assert "recovered" in story
+
+
+async def _status(server: ServerProcess) -> dict[str, Any]:
+    code, output, errors = await command("status", "--endpoint", server.base_url, "--json")
+    assert code == 0, errors
+    status: dict[str, Any] = json.loads(output)
+    return status
 
 
 async def _there_and_back(server: ServerProcess) -> None:
