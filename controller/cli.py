@@ -49,6 +49,12 @@ def serve(
         int | None,
         typer.Option(min=0, help="Stages each node keeps ready for a change; default: one more than serve there."),
     ] = None,
+    sleep_after: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="Seconds without a request after which all stages end until the next; off if not given."
+        ),
+    ] = None,
 ) -> None:
     """Serve MODEL as a pipeline behind an OpenAI endpoint. Any further flag goes to `vllm serve`."""
     from runtime.engine.errors import EngineError
@@ -56,7 +62,9 @@ def serve(
     from runtime.head.serve import serve as run_server
     from runtime.model import ModelError, resolve_model
 
-    options = ServeOptions(layers, host, port, threads, batches_in_flight, spare_stages, tuple(context.args))
+    options = ServeOptions(
+        layers, host, port, threads, batches_in_flight, spare_stages, sleep_after, tuple(context.args)
+    )
     try:
         resolved = resolve_model(model)
         _out.print(f"serving {resolved.served_name} at http://{host}:{port}/v1")

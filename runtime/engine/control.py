@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from runtime.engine.pipeline import Pipeline
 
 PREFIX = "midstream."
+_WAKE_TIMEOUT_S = 60.0
 
 
 class ControlCalls:
@@ -53,6 +54,10 @@ class ControlCalls:
         return {**self._facts, **self._pipeline.status()}
 
     def _reconfigure(self, layers: str) -> dict[str, Any]:
+        if not self._pipeline.sleep.wait_awake(_WAKE_TIMEOUT_S):
+            raise ChangeRefused(
+                f"the pipeline sleeps and did not wake within {_WAKE_TIMEOUT_S:g} s; see the server's log"
+            )
         return self._pipeline.coordinator.request(layers).report()
 
     def _report(self, change: str) -> dict[str, Any]:

@@ -119,6 +119,8 @@ class Dispatcher:
     _in_flight: deque[_InFlight] = field(default_factory=deque)
     _held_until: float = 0.0
     _falling_back: bool = False
+    _awaited: Callable[[], None] | None = None  # set while suspended: to be called when a batch waits
+    _active_at: float = field(default_factory=time.monotonic)
     _dead: Exception | None = None
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -139,6 +141,8 @@ class Dispatcher:
             for new in batch.new:
                 self.tell(new.id, "started", epoch=self.epoch, prompt_tokens=len(new.prompt_token_ids))
             footprint = self.ledger.dispatched(batch)
+            if self._awaited is not None:
+                self._awaited()
             self._wait_for_turn(footprint)
             if self._dead is not None:
                 future.set_exception(self._dead)
@@ -156,6 +160,7 @@ class Dispatcher:
             for request_id in request_ids:
                 self.ledger.forget(request_id)
                 self._finished.append(request_id)
+                self._active_at = time.monotonic()
                 self.tell(request_id, "ended", epoch=self.epoch)
             over = self._end_probation(answered=False)
             self._changed.notify_all()
@@ -165,7 +170,8 @@ class Dispatcher:
     def _wait_for_turn(self, footprint: Footprint) -> None:
         def free() -> bool:
             held = time.monotonic() < self._held_until
-            return self._dead is not None or not (held or self._falling_back or self._conflicts(footprint))
+            suspended = self._awaited is not None
+            return self._dead is not None or not (held or suspended or self._falling_back or self._conflicts(footprint))
 
         if free():
             return
@@ -219,6 +225,7 @@ class Dispatcher:
                 self.ledger.settled(head.batch, head.output)
                 self.trace.append(TracedBatch(head.sequence, head.epoch, head.batch.total_tokens, head.spans))
                 revealed.append(head)
+                self._active_at = time.monotonic()
                 over = over or self._end_probation(answered=head.epoch == self.epoch)
             self.ledger.purge(request_id for e in self._in_flight for request_id in e.footprint.requests)
             self._changed.notify_all()
@@ -249,11 +256,28 @@ class Dispatcher:
     # -- changing the chain ------------------------------------------------------------------------------------------
 
     def install(self, chain: Chain) -> None:
-        """Serve from `chain`, with nothing in flight elsewhere (the first chain)."""
+        """Serve from `chain`, with nothing in flight elsewhere: the first chain, or one after `suspend`."""
         with self._changed:
-            self._chain, self._probation = chain, False
+            self._chain, self._probation, self._awaited = chain, False, None
             self._known.clear()
+            self._active_at = time.monotonic()
             self._changed.notify_all()
+
+    def idle_s(self) -> float:
+        """Return for how many seconds there has been no request and no batch; 0 while there is one."""
+        with self._changed:
+            return 0.0 if self._in_flight or len(self.ledger) else time.monotonic() - self._active_at
+
+    def suspend(self, awaited: Callable[[], None]) -> bool:
+        """Let no batch out until the next `install`; False when there is a request or a batch.
+
+        `awaited` is called, with the lock held, when a batch begins to wait.
+        """
+        with self._changed:
+            if self._in_flight or len(self.ledger):
+                return False
+            self._awaited = awaited
+            return True
 
     def switch(self, chain: Chain, timeout_s: float) -> tuple[bool, list[str]]:
         """Send all further batches down `chain`, on probation; batches in flight finish where they are.

@@ -45,12 +45,14 @@ class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: compute threads of each stage; 0 leaves it to the engine.
     batches_in_flight: batches that are in the pipeline at once; 0 for as many as it has nodes.
     spare_stages: stages that each node keeps ready for the next change; null for one more than it has serving.
+    sleep_after_s: seconds without a request after which all stages end until the next one; null for never.
     """
 
     layers: str = ""
     threads: int = 0
     batches_in_flight: int = 0
     spare_stages: int | None = None
+    sleep_after_s: float | None = None
 
 
 class PipelineExecutor(Executor):
@@ -87,6 +89,7 @@ class PipelineExecutor(Executor):
             threads=settings.threads,
             batches_in_flight=settings.batches_in_flight,
             spare_stages=settings.spare_stages,
+            sleep_after_s=settings.sleep_after_s,
             preload=lambda: _preload(config),
             on_failed=self._on_failed,
         )

@@ -25,6 +25,7 @@ from runtime.engine.ledger import Ledger
 from runtime.engine.memory import available_bytes
 from runtime.engine.recovery import Recovery
 from runtime.engine.role import Role
+from runtime.engine.sleep import Sleep
 from runtime.engine.spares import SpareStages
 from runtime.engine.stage_process import PoolBinding, RouteOrder, StageStart, run_stage
 from runtime.layout import Layout
@@ -84,6 +85,7 @@ class Pipeline(ChangeEffects):
         threads: int,
         batches_in_flight: int,
         spare_stages: int | None,
+        sleep_after_s: float | None,
         preload: Callable[[], WarmModel],
         on_failed: Callable[[str], None],
         leases: Leases | None = None,
@@ -121,6 +123,15 @@ class Pipeline(ChangeEffects):
         self.spares = SpareStages(self.fleet, self._start_spare, self.journal)
         self.coordinator = Coordinator(self, self.journal, leases)
         self.recovery = Recovery(self._repair, self.coordinator, self.journal, self._fail)
+        self.sleep = Sleep(
+            sleep_after_s,
+            self.dispatcher,
+            self.coordinator,
+            self.journal,
+            self._end_stages,
+            self._bring_stages_back,
+            self._fail,
+        )
 
     # -- start ---------------------------------------------------------------------------------------------------------
 
@@ -141,6 +152,7 @@ class Pipeline(ChangeEffects):
         self.dispatcher.install(self._assembly.chain)
         self.journal.tell("pipeline", "serving", layers=str(self._assembly.layout), epoch=self._assembly.chain.epoch)
         self._keep_spares()
+        self.sleep.start()
 
     # -- what the coordinator asks for -----------------------------------------------------------------------------
 
@@ -271,9 +283,7 @@ class Pipeline(ChangeEffects):
         if target is None or old.chain is None:
             raise StageError("there is no change to complete")
         self._assembly, self._target = target, None
-        for stage in target.stages:
-            if not self.fleet.alive(stage):  # after the first answer, when nobody could undo the change any more
-                self.recovery.stage_lost(stage.name, "its process ended when the change was just committed")
+        self._recover_if_lost("its process ended when the change was just committed")
         cost.requests_carried = self.dispatcher.counters.carried_requests - self._carried_before
         self.dispatcher.wait_drained(old.chain.epoch, _CALL_TIMEOUT_S)
         for stage in filter(self.fleet.alive, old.stages):
@@ -292,6 +302,12 @@ class Pipeline(ChangeEffects):
 
     def _is_whole(self) -> bool:
         return all(self.fleet.alive(stage) for stage in self._assembly.stages)
+
+    def _recover_if_lost(self, reason: str) -> None:
+        """Replace serving stages that were lost before it was known that they serve."""
+        for stage in self._assembly.stages:
+            if not self.fleet.alive(stage):
+                self.recovery.stage_lost(stage.name, reason)
 
     def _repair(self) -> list[int]:
         """Replace the serving stages that are gone and replay what is in flight; returns its sequence numbers."""
@@ -316,6 +332,34 @@ class Pipeline(ChangeEffects):
         self._keep_spares(_REST_S)
         return replayed
 
+    # -- scale to zero -------------------------------------------------------------------------------------------------
+
+    def _end_stages(self) -> None:
+        """End every stage; weights and KV stay."""
+        stages = self._assembly.stages
+        self._assembly = _Assembly(self._assembly.layout, [])
+        self.spares.keep({})
+        for stage in stages:
+            self.fleet.release(stage)
+
+    def _bring_stages_back(self) -> None:
+        """Start the stages of the layout again, all at once, and serve from them."""
+        layout = self._assembly.layout
+        stages = [self._start_stage(layout, rank) for rank in range(len(layout))]
+        try:
+            self._prepare_stages(stages)
+            self._bind_stages(stages)
+            assembly = _Assembly(layout, stages)
+            assembly.chain = self._connect(assembly)
+        except StageError:
+            for stage in stages:
+                self.fleet.kill(stage)
+            raise
+        self._assembly = assembly
+        self.dispatcher.install(assembly.chain)
+        self._recover_if_lost("its process ended when the pipeline was just awake")
+        self._keep_spares(_REST_S)
+
     # -- status ------------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
@@ -323,7 +367,7 @@ class Pipeline(ChangeEffects):
         current, last = self.coordinator.current, self.coordinator.last
         return {
             "epoch": self.epoch(),
-            "phase": "recovering" if self.recovery.running else str(current.machine.step) if current else "serving",
+            "phase": self._phase(),
             "layers": str(self._assembly.layout),
             "total_layers": self._total_layers,
             "stages": [
@@ -337,7 +381,7 @@ class Pipeline(ChangeEffects):
                     "memory_bytes": stage.memory_bytes,
                 }
                 for index, (stage, placement) in enumerate(
-                    zip(self._assembly.stages, self._assembly.layout.stages, strict=True)
+                    zip(self._assembly.stages, self._assembly.layout.stages, strict=False)  # none while asleep
                 )
             ],
             "spare_stages": {node: self.spares.count(node) for node in self._descriptors},
@@ -349,9 +393,18 @@ class Pipeline(ChangeEffects):
             "last_recovery": self.recovery.last,
         }
 
+    def _phase(self) -> str:
+        current = self.coordinator.current
+        if self.sleep.phase is not None:
+            return self.sleep.phase
+        if self.recovery.running:
+            return "recovering"
+        return str(current.machine.step) if current else "serving"
+
     def close(self) -> None:
         """End everything."""
         self._failed.set()
+        self.sleep.close()
         self.coordinator.close()
         self.spares.close()
         self.dispatcher.fail(StageError("the pipeline was shut down"))
@@ -505,7 +558,7 @@ class Pipeline(ChangeEffects):
         if target is not None and name not in target.kept and any(stage.name == name for stage in target.stages):
             self.coordinator.post(Failed(reason))
         elif any(stage.name == name for stage in self._assembly.stages):
-            if self._assembly.chain is None and not self.recovery.running:
+            if self._binding is None:
                 self._fail(reason)  # before anything was served
                 return
             self.recovery.stage_lost(name, reason)

@@ -31,6 +31,7 @@ class ServeOptions:
     threads: int = 0
     batches_in_flight: int = 0
     spare_stages: int | None = None
+    sleep_after_s: float | None = None
     extra: Sequence[str] = ()
 
 
@@ -50,6 +51,7 @@ def vllm_arguments(model: ResolvedModel, options: ServeOptions, *, on_cpu: bool)
         "threads": options.threads,
         "batches_in_flight": options.batches_in_flight,
         "spare_stages": options.spare_stages,
+        "sleep_after_s": options.sleep_after_s,
     }
     return [
         "--model",

@@ -236,8 +236,20 @@ class Coordinator:
         try:
             yield
         finally:
-            with self._lock:
-                self._holder = None
+            self.let_go()
+
+    def hold(self, holder: str) -> bool:
+        """Refuse new changes until `let_go`; False when one is under way, or somebody else holds them back."""
+        with self._lock:
+            if self._current is not None or self._holder is not None:
+                return False
+            self._holder = holder
+            return True
+
+    def let_go(self) -> None:
+        """Accept changes again."""
+        with self._lock:
+            self._holder = None
 
     def settled(self, epoch: int) -> None:
         """The first result of `epoch` was revealed."""
