@@ -225,6 +225,31 @@ def bench_recover(
         _out.print(render(result))
 
 
+@bench_app.command("wake")
+def bench_wake(
+    layers: Annotated[str, typer.Option(help="Layers per stage.")] = "15,15",
+    repeat: Annotated[int, typer.Option(help="How often the pipeline sleeps and is woken.")] = 3,
+    model: Annotated[str | None, typer.Option(help="Hugging Face id or folder; default: the built-in model.")] = None,
+    stock: Annotated[bool, typer.Option(help="Also start stock vLLM cold.")] = True,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure the time to the first token from zero, next to a cold start of stock vLLM."""
+    import asyncio
+
+    from loadgen.errors import LoadgenError
+    from loadgen.wake_bench import WakeOptions, render, run
+
+    try:
+        options = WakeOptions(layers_from=layers, model=model, tokens=48, repeat=repeat, compare_stock=stock)
+        result = asyncio.run(run(options, say=_err.print))
+    except LoadgenError as error:
+        _fail(str(error))
+    if json_output:
+        print(json.dumps(result))
+    else:
+        _out.print(render(result))
+
+
 @app.command()
 def demo() -> None:
     """Stream one answer while its pipeline is re-split twice, and check that nobody could have noticed."""

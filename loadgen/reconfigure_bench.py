@@ -25,10 +25,10 @@ from typing import Any
 
 from loadgen.control import ControlClient
 from loadgen.disturbance import Repeat
-from loadgen.errors import ChangeFailedError, LoadgenError, ServerError
+from loadgen.errors import ChangeFailedError, LoadgenError
 from loadgen.machine import CpuWatch, machine_facts
 from loadgen.passes import Pass, Restart, disturbed_pass, quiet_pass, restart_pass
-from loadgen.reconfigure_options import ReconfigureOptions
+from loadgen.reconfigure_options import ReconfigureOptions, default_model_folder
 from loadgen.reconfigure_result import Measured, summarise
 from loadgen.reconfigure_table import render
 from loadgen.server import free_port
@@ -73,7 +73,7 @@ async def _with_servers(options: ReconfigureOptions, log_dir: Path, say: Say) ->
         if options.compare_stock:
             say("starting stock vLLM")
             try:
-                port, model = free_port(), options.model or await _default_model_folder(options)
+                port, model = free_port(), options.model or await default_model_folder(options)
                 experiment.stock = await stack.enter_async_context(
                     side("stock", options.stock_argv(port, model), port, options, log_dir)
                 )
@@ -163,20 +163,3 @@ class _Experiment:
         except LoadgenError as error:
             return None, str(error)
         return restart, None
-
-
-async def _default_model_folder(options: ReconfigureOptions) -> str:
-    """Return the folder of the default model, made ready if it is not."""
-    process = await asyncio.create_subprocess_exec(
-        *options.model_folder_command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    out, err = await process.communicate()
-    folder = _last_line(out)
-    if process.returncode != 0 or not folder:
-        command = " ".join(options.model_folder_command)
-        raise ServerError(f"{command} (status {process.returncode}) names no model folder: {err.decode()[-500:]}")
-    return folder
-
-
-def _last_line(output: bytes) -> str:
-    return next((line for line in reversed(output.decode().splitlines()) if line.strip()), "")

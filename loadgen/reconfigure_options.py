@@ -1,5 +1,6 @@
 """What the reconfiguration experiment is asked to do: its load, its servers, its limits."""
 
+import asyncio
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from loadgen.client import StreamRequest
-from loadgen.errors import OptionsError
+from loadgen.errors import OptionsError, ServerError
 
 _SUBJECTS = ("Paris", "salt", "bicycles", "the Moon", "tea", "bridges", "maps", "glass", "clocks", "ships")
 _SAMPLING_TEMPERATURE = 0.8
@@ -109,3 +110,20 @@ class ReconfigureOptions:
 
 def _listen(port: int) -> list[str]:
     return ["--host", "127.0.0.1", "--port", str(port)]
+
+
+async def default_model_folder(options: ReconfigureOptions) -> str:
+    """Return the folder of the default model, made ready if it is not."""
+    process = await asyncio.create_subprocess_exec(
+        *options.model_folder_command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    folder = _last_line(out)
+    if process.returncode != 0 or not folder:
+        command = " ".join(options.model_folder_command)
+        raise ServerError(f"{command} (status {process.returncode}) names no model folder: {err.decode()[-500:]}")
+    return folder
+
+
+def _last_line(output: bytes) -> str:
+    return next((line for line in reversed(output.decode().splitlines()) if line.strip()), "")

@@ -34,6 +34,7 @@ def pipeline() -> SimpleNamespace:
         coordinator=FakeCoordinator(),
         journal=Journal(),
         status=lambda: {"epoch": 3},
+        sleep=SimpleNamespace(wait_awake=lambda _: True),
         dispatcher=SimpleNamespace(trace=[TracedBatch(7, 2, 5, (StageSpan("stage-1", 1000, 3000),))]),
     )
 
@@ -56,6 +57,13 @@ def test_the_status_says_what_serves_and_which_model_and_engine(calls: ControlCa
 @pytest.mark.parametrize("method", ["reconfigure", "report", "cancel"])
 def test_changes_are_answered_with_their_report(calls: ControlCalls, method: str):
     assert calls.call(f"midstream.{method}", ["x"]) == [{"id": "change-1", "asked": "x"}]
+
+
+def test_a_change_of_a_pipeline_that_does_not_wake_is_refused(calls: ControlCalls, pipeline: SimpleNamespace):
+    pipeline.sleep.wait_awake = lambda _: False
+    (answer,) = calls.call("midstream.reconfigure", ["x"])
+    assert answer["refused"] == "invalid"
+    assert "did not wake within 60 s" in answer["message"]
 
 
 @pytest.mark.parametrize(
