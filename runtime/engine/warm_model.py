@@ -76,6 +76,9 @@ class WarmModel:
             self._model = model
         else:
             logger.info("%s has no layer bounds; each stage loads its own layers", type(model).__name__)
+            # Its layers have entered themselves where those of a stage will.
+            config.compilation_config.static_forward_context.clear()
+            config.compilation_config.static_all_moe_layers.clear()
 
     @property
     def inheritable(self) -> bool:
