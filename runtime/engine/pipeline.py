@@ -122,7 +122,7 @@ class Pipeline(ChangeEffects):
         )
         self.spares = SpareStages(self.fleet, self._start_spare, self.journal)
         self.coordinator = Coordinator(self, self.journal, leases)
-        self.recovery = Recovery(self._repair, self.coordinator, self.journal, self._fail)
+        self.recovery = Recovery(self._repair, self._is_whole, self.coordinator, self.journal, self._fail)
         self.sleep = Sleep(
             sleep_after_s,
             self.dispatcher,
@@ -286,11 +286,17 @@ class Pipeline(ChangeEffects):
         self._recover_if_lost("its process ended when the change was just committed")
         cost.requests_carried = self.dispatcher.counters.carried_requests - self._carried_before
         self.dispatcher.wait_drained(old.chain.epoch, _CALL_TIMEOUT_S)
-        for stage in filter(self.fleet.alive, old.stages):
+        for stage in old.stages:
             if stage.name not in target.kept and not stage.any_role:
                 self.fleet.release(stage)
                 continue
-            self.fleet.call(stage, "unroute", _CALL_TIMEOUT_S, epoch=old.chain.epoch)
+            try:
+                self.fleet.call(stage, "unroute", _CALL_TIMEOUT_S, epoch=old.chain.epoch)
+            except StageError as error:
+                self.journal.tell("pipeline", "not unrouted", stage=stage.name, reason=str(error))
+                if stage.name not in target.kept:
+                    self.fleet.kill(stage)
+                continue
             if stage.name not in target.kept:
                 self.spares.put(stage)
         if self._pre_copy is not None:
@@ -312,22 +318,19 @@ class Pipeline(ChangeEffects):
     def _repair(self) -> list[int]:
         """Replace the serving stages that are gone and replay what is in flight; returns its sequence numbers."""
         broken = self._assembly
-        survivors = [stage for stage in broken.stages if self.fleet.alive(stage)]
-        stages = []
+        # Replacements belong to the assembly at once: what is lost of them is lost while serving, and replaced in turn.
+        self._assembly = mended = _Assembly(broken.layout, list(broken.stages))
         for rank, stage in enumerate(broken.stages):
-            if stage in survivors:
-                stages.append(stage)
+            if self.fleet.alive(stage):
+                # It may be waiting for one that is gone, in the epoch of this chain or of a change that was stopped.
+                self.fleet.call(stage, "unroute", _CALL_TIMEOUT_S, epoch=None)
                 continue
             spare = self.spares.take(stage.node)
-            stages.append(spare or self._start_stage(broken.layout, rank))
+            mended.stages[rank] = spare or self._start_stage(broken.layout, rank)
             if spare is None:
-                self._make_ready(stages[-1])
-        self._assembly = _Assembly(broken.layout, stages)
-        for stage in survivors:
-            # It may be waiting for one that is gone, in the epoch of this chain or of a change that was stopped.
-            self.fleet.call(stage, "unroute", _CALL_TIMEOUT_S, epoch=None)
-        self._assembly.chain = self._connect(self._assembly)
-        replayed = self.dispatcher.restart(self._assembly.chain, self._max_batch_tokens)
+                self._make_ready(mended.stages[rank])
+        mended.chain = self._connect(mended)
+        replayed = self.dispatcher.restart(mended.chain, self._max_batch_tokens)
         self._set_depth(broken.layout)
         self._keep_spares(_REST_S)
         return replayed

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from runtime.migration.coordinator import Coordinator
     from runtime.migration.journal import Journal
 
-_ATTEMPTS = 3
+_ATTEMPTS = 3  # with the same batch
+_REPAIRS = 10  # within one recovery
 
 
 class Recovery:
@@ -33,6 +34,7 @@ class Recovery:
 
     Args:
         repair: replaces the lost stages and replays; returns the sequence numbers of the replayed batches.
+        is_whole: whether no serving stage is gone.
         coordinator: makes no change meanwhile.
         journal: is told what happens.
         give_up: called with the reason when the pipeline cannot be repaired.
@@ -42,11 +44,13 @@ class Recovery:
     def __init__(
         self,
         repair: Callable[[], list[int]],
+        is_whole: Callable[[], bool],
         coordinator: Coordinator,
         journal: Journal,
         give_up: Callable[[str], None],
     ) -> None:
-        self._repair, self._coordinator, self._journal, self._give_up = repair, coordinator, journal, give_up
+        self._repair, self._is_whole, self._coordinator = repair, is_whole, coordinator
+        self._journal, self._give_up = journal, give_up
         self._changed = threading.Condition()
         self._lost: dict[str, str] = {}  # reasons by stage
         self._running = False
@@ -71,8 +75,7 @@ class Recovery:
             self._lost[name] = reason
             if not self._running:
                 self._running = True
-                self._count += 1
-                threading.Thread(target=self._run, args=(f"recovery-{self._count}",), daemon=True).start()
+                threading.Thread(target=self._run, name="recovery", daemon=True).start()
             self._changed.notify_all()
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
@@ -86,10 +89,16 @@ class Recovery:
                 self._changed.wait(min(left, 0.05))
         return True
 
-    def _run(self, subject: str) -> None:
-        while True:
+    def _run(self) -> None:
+        recovered = True
+        while recovered:
+            subject = f"recovery-{self._count + 1}"
             with self._coordinator.stopped(subject, "a serving stage was lost"):
-                recovered = self._recover(subject)
+                if self._is_whole():
+                    self._take_lost()  # told late of what an earlier recovery has seen by itself
+                else:
+                    self._count += 1
+                    recovered = self._recover(subject)
             with self._changed:
                 if not self._lost or not recovered:
                     self._running = False
@@ -100,20 +109,26 @@ class Recovery:
         started_at, clock = time.time(), time.perf_counter()
         stages: list[str] = []
         replayed: list[int] = []
-        while lost := self._take_lost():
+        for _ in range(_REPAIRS):
+            lost = self._take_lost()
             stages += lost
             for name, reason in lost.items():
                 self._journal.tell(subject, "stage lost", stage=name, reason=reason)
             try:
                 replayed = self._repair()
             except Exception as error:  # noqa: BLE001 - whatever goes wrong, the pipeline must say so and end
-                if self._lost:  # one more was lost meanwhile: that is why
+                if not self._is_whole():  # one more was lost meanwhile: that is why
                     continue
                 self._give_up(f"lost {', '.join(stages)} and could not recover: {error}")
                 return False
             if self._in_vain(replayed):
                 self._give_up(f"batch {replayed[0]} was lost with its stage {_ATTEMPTS} times: {', '.join(stages)}")
                 return False
+            if self._is_whole():
+                break
+        else:
+            self._give_up(f"stages were lost as fast as they were replaced: {', '.join(stages)}")
+            return False
         total_ms = round(1e3 * (time.perf_counter() - clock), 1)
         self.last = {
             "id": subject,

@@ -43,7 +43,7 @@ def main(model: str) -> None:
         assert tokens(harness.run(prompts)) == undisturbed
     finally:
         harness.close()
-    print("every answer was the same")
+    print("every answer was the same")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -26,6 +26,6 @@ def test_stages_that_load_their_own_layers_change_and_recover(tmp_path: Path) ->
         "HF_HUB_OFFLINE": "1",
     }
     program = [sys.executable, "-m", "tests.integration.engine.per_stage_loading", str(model)]
-    run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=240)
+    run = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     assert "every answer was the same" in run.stdout

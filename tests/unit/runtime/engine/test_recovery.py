@@ -18,12 +18,14 @@ class Bench:
     def __init__(self) -> None:
         self.events: list[str] = []
         self.given_up: list[str] = []
+        self.whole = False
         self.repair: Callable[[], list[int]] = list
         self.journal = Journal()
-        self.recovery = Recovery(self._repair, self, self.journal, self.given_up.append)  # type: ignore[arg-type]
+        self.recovery = Recovery(self._repair, lambda: self.whole, self, self.journal, self.given_up.append)  # type: ignore[arg-type]
 
     def _repair(self) -> list[int]:
         self.events.append("repair")
+        self.whole = True
         return self.repair()
 
     @contextmanager
@@ -34,6 +36,7 @@ class Bench:
 
     def lose(self, *names: str) -> None:
         for name in names:
+            self.whole = False
             self.recovery.stage_lost(name, f"{name} was ended by signal 9")
         assert eventually(lambda: not self.recovery.running)
 
@@ -55,6 +58,7 @@ def test_changes_are_stopped_while_a_loss_is_repaired(bench: Bench):
 def test_what_is_lost_during_a_repair_is_repaired_in_the_same_recovery(bench: Bench):
     def lose_another_once() -> list[int]:
         if bench.events.count("repair") == 1:
+            bench.whole = False
             bench.recovery.stage_lost("stage-2", "it went too")
             raise StageError("stage-2 is gone")
         return []
@@ -75,6 +79,25 @@ def test_a_repair_that_fails_with_nothing_else_lost_is_given_up_with_its_reason(
     bench.repair = fail
     bench.lose("stage-1")
     assert bench.given_up == ["lost stage-1 and could not recover: the zygote cannot fork"]
+
+
+def test_late_news_of_what_was_repaired_already_repairs_nothing(bench: Bench):
+    bench.whole = True
+    bench.recovery.stage_lost("stage-1", "its process ended")
+    assert eventually(lambda: not bench.recovery.running)
+    assert "repair" not in bench.events
+    assert (bench.recovery.count, bench.recovery.last) == (0, None)
+
+
+def test_stages_that_are_lost_as_fast_as_they_are_replaced_are_given_up(bench: Bench):
+    def lose_it_again() -> list[int]:
+        bench.whole = False
+        return []
+
+    bench.repair = lose_it_again
+    bench.lose("stage-1")
+    assert bench.events.count("repair") == 10
+    assert bench.given_up == ["stages were lost as fast as they were replaced: stage-1"]
 
 
 def test_a_batch_that_takes_its_stage_along_three_times_is_given_up(bench: Bench):
