@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _TRACE_LENGTH = 20_000
 _LATEST_BATCHES = 32
+_LOOK_AGAIN_S = 0.1
 _DECODE_TOKENS_AT_MOST = 256  # a larger batch prefills
 
 
@@ -301,14 +302,17 @@ class Dispatcher:
     def _unmovable(self) -> list[str]:
         return self.ledger.unfinished_prompt_logprobs(entry.batch for entry in self._in_flight)
 
-    def fall_back(self, chain: Chain) -> list[int]:
+    def fall_back(self, chain: Chain, is_whole: Callable[[], bool] = lambda: True) -> list[int]:
         """Abandon the current chain: replay what it did not answer on `chain`, and go on there.
 
         Every request is carried over anew, so it does not matter what the stages of `chain` believed before, as long
         as the KV that the ledger promises is in their pools. Returns the sequence numbers of the replayed batches.
+
+        What an older chain has in flight settles first. Raises StageError when it cannot any more: `is_whole` says
+        whether all old stages are alive. `restart` must follow then.
         """
         with self._changed:
-            return self._abandon({self.epoch}, chain)
+            return self._abandon({self.epoch}, chain, is_whole)
 
     def restart(self, chain: Chain, most_tokens: int) -> list[int]:
         """Abandon every chain, as `fall_back` does with one: stages of all of them may be gone.
@@ -326,10 +330,10 @@ class Dispatcher:
                 self._sequence += 1
                 footprint = Footprint(frozenset(batch.scheduled_tokens), frozenset(), frozenset())
                 self._in_flight.appendleft(_InFlight(self._sequence, self.epoch, batch, footprint, Future()))
-            replayed = self._abandon({entry.epoch for entry in self._in_flight}, chain)
+            replayed = self._abandon({entry.epoch for entry in self._in_flight}, chain, lambda: True)
             return replayed[len(again) :]
 
-    def _abandon(self, epochs: set[int], chain: Chain) -> list[int]:
+    def _abandon(self, epochs: set[int], chain: Chain, is_whole: Callable[[], bool]) -> list[int]:
         self._chain, self._probation = chain, False
         self._known.clear()
         replayed = [entry for entry in self._in_flight if entry.epoch in epochs]
@@ -339,7 +343,9 @@ class Dispatcher:
         self._falling_back = True  # no new batch may overtake the replay
         try:
             while self._dead is None and any(entry.epoch != chain.epoch for entry in self._in_flight):
-                self._changed.wait()  # what an older chain still has in flight settles first
+                if not is_whole():
+                    raise StageError("stages were lost that have batches in flight")
+                self._changed.wait(_LOOK_AGAIN_S)
             for entry in replayed:
                 self._send(entry, replayed=True)
         finally:

@@ -78,6 +78,8 @@ class Fleet:
         self._inbox = Inbox(self._context, f"ipc://{self._directory}/head")
         self._lock = threading.Lock()
         self._stages: dict[str, Stage] = {}
+        self._starting: set[str] = set()  # being forked: their end may be reported before their start
+        self._gone_at_birth: set[str] = set()
         self._calls: dict[int, tuple[str, Future[Any]]] = {}
         self._call_numbers = itertools.count(1)
         self._stage_numbers = itertools.count(1)
@@ -110,13 +112,24 @@ class Fleet:
         name = f"stage-{next(self._stage_numbers)}"
         address = f"ipc://{self._directory}/{name}"
         orders = start(name, address, self.head_address)
+        with self._lock:
+            self._starting.add(name)
         try:
             pid = self._zygote.fork(name, msgspec.msgpack.encode(orders), [pool_descriptor])
+            stage = Stage(name, node, pid, Outbox(self._context, address))
         except ZygoteError as error:
+            with self._lock:
+                self._starting.discard(name)
             raise StageError(str(error)) from error
-        stage = Stage(name, node, pid, Outbox(self._context, address))
         with self._lock:
-            self._stages[name] = stage
+            self._starting.discard(name)
+            gone = name in self._gone_at_birth
+            self._gone_at_birth.discard(name)
+            if not gone:
+                self._stages[name] = stage
+        if gone:
+            stage.outbox.close()
+            raise StageError(f"{name} ended as soon as it was started")
         return stage
 
     def call_async(self, stage: Stage, method: str, /, **arguments: Any) -> Future[Any]:
@@ -228,6 +241,8 @@ class Fleet:
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
         with self._lock:
             stage = self._stages.pop(name, None)
+            if stage is None and name in self._starting:
+                self._gone_at_birth.add(name)
             lost = stage is not None and not self._closing
         if stage is not None:
             stage.outbox.close()

@@ -7,11 +7,12 @@ their node are copied from pool to pool first (`runtime.migration.precopy`). Nod
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from runtime.migration.errors import ChangeRefused, NotMovableError
 from runtime.migration.journal import Journal
 from runtime.migration.precopy import LayerMove, PreCopy
 from runtime.migration.protocol import Failed
+from runtime.transport.channel import ChannelError
 from runtime.transport.frames import PROBE
 from runtime.warm.kv_pool import KVPool
 
@@ -106,6 +108,7 @@ class Pipeline(ChangeEffects):
         self._probes: dict[int, tuple[tuple[str, ...], Future[None]]] = {}  # by epoch: the stages, and when it passed
         self._carried_before = 0
         self._pre_copy: PreCopy | None = None
+        self._abandoned_epoch: int | None = None  # while a change is undone
         self._epochs = 0
         self._assembly = _Assembly(layout, [])
         self._target: _Assembly | None = None
@@ -249,33 +252,48 @@ class Pipeline(ChangeEffects):
             for stage in self._target.stages:
                 if stage.name not in self._target.kept:
                     self.fleet.kill(stage)
+                    self._fail_probes(stage.name, f"{stage.name} was ended")
 
     def roll_back(self) -> None:
         """Serve from the old chain alone; give up when it is gone as well."""
         target, self._target = self._target, None
         try:
             # Without all old stages there is a recovery to come, which replays what both chains have in flight.
-            if target and target.chain and self.epoch() == target.chain.epoch and self._is_whole():
+            if target and target.chain and self._is_whole():
+                self._abandoned_epoch = target.chain.epoch
                 # A stage of both chains may be waiting for one that has gone.
-                for stage in self._assembly.stages:
-                    if stage.name in target.kept:
-                        self.fleet.call(stage, "unroute", _CALL_TIMEOUT_S, epoch=target.chain.epoch)
-                # A fresh epoch, so that nothing the abandoned chain still sends can be mistaken for an answer.
-                self._assembly.chain = self._connect(self._assembly, probe=False)
-                self.dispatcher.fall_back(self._assembly.chain)
-                self._set_depth(self._assembly.layout)
+                self._unroute([s for s in self._assembly.stages if s.name in target.kept], target.chain.epoch)
+                if self.epoch() == target.chain.epoch:
+                    self._serve_from_old()
         except StageError as error:
             if self._is_whole():
                 self._fail(f"the old stages cannot take over again: {error}")
                 raise
+        finally:
+            self._abandoned_epoch = None
         if target is not None:
             for stage in target.stages:
                 if stage.name not in target.kept:
                     self.fleet.kill(stage)
-        if self._pre_copy is not None:
-            self._pre_copy.scrub_target()
-            self._pre_copy = None
+        pre_copy, self._pre_copy = self._pre_copy, None
+        if pre_copy is not None:
+            pre_copy.scrub_target()
         self._keep_spares(_REST_S)
+
+    def _serve_from_old(self) -> None:
+        """Take the flip back."""
+        assembly = self._assembly
+        before = assembly.chain
+        # A fresh epoch, so that nothing the abandoned chain still sends can be mistaken for an answer.
+        assembly.chain = self._connect(assembly, probe=False)
+        self.dispatcher.fall_back(assembly.chain, self._is_whole)
+        if before is not None:
+            self._unroute(assembly.stages, before.epoch)
+        self._set_depth(assembly.layout)
+
+    def _unroute(self, stages: Sequence[Stage], epoch: int | None) -> None:
+        for stage in stages:
+            self._answer_of(self.fleet.call_async(stage, "unroute", epoch=epoch), _CALL_TIMEOUT_S, stage, "unroute")
 
     def release(self, cost: Cost) -> None:
         """Make the target the serving layout; let go of stages it does not use."""
@@ -283,6 +301,7 @@ class Pipeline(ChangeEffects):
         if target is None or old.chain is None:
             raise StageError("there is no change to complete")
         self._assembly, self._target = target, None
+        pre_copy, self._pre_copy = self._pre_copy, None
         self._recover_if_lost("its process ended when the change was just committed")
         cost.requests_carried = self.dispatcher.counters.carried_requests - self._carried_before
         self.dispatcher.wait_drained(old.chain.epoch, _CALL_TIMEOUT_S)
@@ -299,9 +318,8 @@ class Pipeline(ChangeEffects):
                 continue
             if stage.name not in target.kept:
                 self.spares.put(stage)
-        if self._pre_copy is not None:
-            self._pre_copy.scrub_source()
-            self._pre_copy = None
+        if pre_copy is not None:
+            pre_copy.scrub_source()
         self._keep_spares(_REST_S)
 
     # -- recovery ----------------------------------------------------------------------------------------------------
@@ -323,7 +341,7 @@ class Pipeline(ChangeEffects):
         for rank, stage in enumerate(broken.stages):
             if self.fleet.alive(stage):
                 # It may be waiting for one that is gone, in the epoch of this chain or of a change that was stopped.
-                self.fleet.call(stage, "unroute", _CALL_TIMEOUT_S, epoch=None)
+                self._unroute([stage], None)
                 continue
             spare = self.spares.take(stage.node)
             mended.stages[rank] = spare or self._start_stage(broken.layout, rank)
@@ -348,8 +366,9 @@ class Pipeline(ChangeEffects):
     def _bring_stages_back(self) -> None:
         """Start the stages of the layout again, all at once, and serve from them."""
         layout = self._assembly.layout
-        stages = [self._start_stage(layout, rank) for rank in range(len(layout))]
+        stages: list[Stage] = []
         try:
+            stages.extend(self._start_stage(layout, rank) for rank in range(len(layout)))
             self._prepare_stages(stages)
             self._bind_stages(stages)
             assembly = _Assembly(layout, stages)
@@ -410,6 +429,7 @@ class Pipeline(ChangeEffects):
         self.sleep.close()
         self.coordinator.close()
         self.spares.close()
+        self._fail_probes(None, "the pipeline was shut down")
         self.dispatcher.fail(StageError("the pipeline was shut down"))
         self.fleet.close()
 
@@ -429,7 +449,11 @@ class Pipeline(ChangeEffects):
 
     def _start_spare(self, node: str) -> Stage:
         stage = self._fork(node, None)
-        self._make_ready(stage)
+        try:
+            self._make_ready(stage)
+        except StageError:
+            self.fleet.kill(stage)
+            raise
         return stage
 
     def _make_ready(self, stage: Stage) -> None:
@@ -445,8 +469,8 @@ class Pipeline(ChangeEffects):
     def _keep_spares(self, rest_s: float = 0.0) -> None:
         """Keep enough spare stages on each node for the next change: those it has now and one more, if not told."""
         layout, stages = self._assembly.layout, self._assembly.stages
-        if not all(stage.any_role for stage in stages):
-            return  # a stage that loads its own layers cannot wait for a role
+        if not stages or not all(stage.any_role for stage in stages):
+            return  # asleep; or a stage that loads its own layers cannot wait for a role
         nodes = [placement.node for placement in layout.stages]
         wanted = {node: nodes.count(node) + 1 if self._spare_stages is None else self._spare_stages for node in nodes}
         self.spares.keep(wanted, rest_s)
@@ -469,18 +493,26 @@ class Pipeline(ChangeEffects):
         futures = [self.fleet.call_async(stage, "prepare") for stage in stages]
         answers = []
         for stage, future in zip(stages, futures, strict=True):
-            ready = future.result(_PREPARE_TIMEOUT_S)
+            ready = self._answer_of(future, _PREPARE_TIMEOUT_S, stage, "prepare")
             stage.memory_bytes, stage.any_role = ready["memory_bytes"], ready["any_role"]
             stage.prepare_ms = {**ready["timings_ms"], "until_loaded": round(1e3 * (time.perf_counter() - clock), 1)}
             answers.append(ready)
         return answers
+
+    @staticmethod
+    def _answer_of(future: Future[Any], timeout_s: float, stage: Stage, method: str) -> Any:
+        """Wait for the answer of a call; raises StageError."""
+        try:
+            return future.result(timeout_s)
+        except TimeoutError as error:
+            raise StageError(f"{stage.name} did not answer {method!r} within {timeout_s:g} s") from error
 
     def _bind_stages(self, stages: Sequence[Stage]) -> None:
         clock = time.perf_counter()
         arguments = {**msgspec.to_builtins(self._binding), "batch_tokens": self.dispatcher.usual_tokens()}
         futures = [self.fleet.call_async(stage, "bind", **arguments) for stage in stages]
         for stage, future in zip(stages, futures, strict=True):
-            future.result(_PREPARE_TIMEOUT_S)
+            self._answer_of(future, _PREPARE_TIMEOUT_S, stage, "bind")
             stage.prepare_ms["bind"] = round(1e3 * (time.perf_counter() - clock), 1)
 
     def _connect(self, assembly: _Assembly, *, probe: bool = True) -> Chain:
@@ -492,8 +524,8 @@ class Pipeline(ChangeEffects):
         for rank, (stage, address) in enumerate(zip(stages, addresses, strict=True)):
             order = RouteOrder(epoch, Role(rank, assembly.layout.counts), address, self.dispatcher.usual_tokens())
             futures.append(self.fleet.call_async(stage, "route", **msgspec.to_builtins(order)))
-        for future in futures:
-            future.result(_CALL_TIMEOUT_S)
+        for stage, future in zip(stages, futures, strict=True):
+            self._answer_of(future, _CALL_TIMEOUT_S, stage, "route")
         chain = Chain(epoch, tuple(stage.name for stage in stages), tuple(stage.outbox for stage in stages))
         if probe:
             self._probe(chain)
@@ -508,6 +540,8 @@ class Pipeline(ChangeEffects):
             passed.result(_CALL_TIMEOUT_S)
         except TimeoutError as error:
             raise StageError(f"a probe did not pass through {' -> '.join(chain.stages)}") from error
+        except ChannelError as error:
+            raise StageError(f"a probe could not be sent: {error}") from error
         finally:
             del self._probes[chain.epoch]
 
@@ -532,8 +566,9 @@ class Pipeline(ChangeEffects):
     def _on_result(self, result: Result, buffers: Sequence[Buffer]) -> None:
         if result.sequence == PROBE:
             _, passed = self._probes.get(result.epoch, (None, None))
-            if passed is not None and not passed.done():
-                passed.set_result(None)
+            if passed is not None:
+                with contextlib.suppress(InvalidStateError):  # a stage on its way was lost at this very moment
+                    passed.set_result(None)
             return
         self.dispatcher.on_result(result, buffers)
 
@@ -542,6 +577,8 @@ class Pipeline(ChangeEffects):
 
     def _on_batch_failed(self, epoch: int, reason: str) -> None:
         target = self._target
+        if epoch == self._abandoned_epoch:
+            return  # a change is being undone: its batches are replayed
         if target is not None and target.chain is not None and epoch == target.chain.epoch:
             self.coordinator.post(Failed(reason))
         else:
@@ -550,13 +587,11 @@ class Pipeline(ChangeEffects):
 
     def _fail_unless_recovered(self, epoch: int, reason: str) -> None:
         if not self.recovery.wait(lambda: not self.dispatcher.waits_for(epoch), _NOTICE_S):
-            self._fail(reason)
+            self._fail(reason)  # nobody took this batch off the hands of its epoch
 
     def _on_lost(self, name: str, reason: str) -> None:
         self.journal.tell("pipeline", "stage lost", stage=name, reason=reason)
-        for stages, passed in list(self._probes.values()):
-            if name in stages and not passed.done():
-                passed.set_exception(StageError(reason))
+        self._fail_probes(name, reason)
         target = self._target
         if target is not None and name not in target.kept and any(stage.name == name for stage in target.stages):
             self.coordinator.post(Failed(reason))
@@ -567,6 +602,13 @@ class Pipeline(ChangeEffects):
             self.recovery.stage_lost(name, reason)
         elif self.spares.lost(name):
             self._keep_spares()
+
+    def _fail_probes(self, name: str | None, reason: str) -> None:
+        """End the wait for probes that pass through a stage, or all of them."""
+        for stages, passed in list(self._probes.values()):
+            if name is None or name in stages:
+                with contextlib.suppress(InvalidStateError):  # it has just passed
+                    passed.set_exception(StageError(reason))
 
     def _fail(self, reason: str) -> None:
         if not self._failed.is_set():

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from runtime.migration.journal import Journal
 
 _ATTEMPTS = 3  # with the same batch
+_LOOK_AGAIN_S = 0.05
 _REPAIRS = 10  # within one recovery
 
 
@@ -76,17 +77,16 @@ class Recovery:
             if not self._running:
                 self._running = True
                 threading.Thread(target=self._run, name="recovery", daemon=True).start()
-            self._changed.notify_all()
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait until a recovery is under way, or `condition` holds (checked now and then)."""
-        deadline = time.monotonic() + timeout_s
-        with self._changed:
-            while not (self._running or condition()):
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                self._changed.wait(min(left, 0.05))
+        """Wait until `condition` holds (checked now and then); the time of a recovery does not count."""
+        left = timeout_s
+        while not condition():
+            if left <= 0:
+                return False
+            time.sleep(_LOOK_AGAIN_S)
+            if not self._running:
+                left -= _LOOK_AGAIN_S
         return True
 
     def _run(self) -> None:

@@ -77,16 +77,21 @@ class Sleep:
 
     def _watch(self, after_s: float) -> None:
         while not self._closing.wait(min(1.0, after_s / 4)):
-            if self._dispatcher.idle_s() >= after_s and self._coordinator.hold(_HOLDER):
+            if self._dispatcher.idle_s() < after_s:
+                continue
+            self._awake.clear()
+            if self._coordinator.hold(_HOLDER):
                 self._wanted.clear()
                 try:
                     if self._dispatcher.suspend(self.wake):
                         self._sleep()
                 finally:
                     self._coordinator.let_go()
+            if self.phase is not None:
+                return  # given up, or closing
+            self._awake.set()
 
     def _sleep(self) -> None:
-        self._awake.clear()
         self.phase = "asleep"
         self._end_stages()
         self._journal.tell("pipeline", "asleep")
@@ -106,4 +111,3 @@ class Sleep:
                     return
         self.phase = None
         self._journal.tell("pipeline", "awake", total_ms=round(1e3 * (time.perf_counter() - clock), 1))
-        self._awake.set()

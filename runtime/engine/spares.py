@@ -98,6 +98,7 @@ class SpareStages:
 
     def _surplus(self) -> list[Stage]:
         with self._lock:
+            self._ready = [stage for stage in self._ready if self._fleet.alive(stage)]
             kept: dict[str, int] = {}
             surplus = []
             for stage in self._ready:

@@ -158,6 +158,7 @@ class Coordinator:
         self._journal = journal
         self._leases = leases or Leases()
         self._lock = threading.Lock()
+        self._let_go = threading.Condition(self._lock)
         self._changes: dict[str, Change] = {}
         self._current: Change | None = None
         self._holder: str | None = None  # whoever has stopped changes for the moment
@@ -227,8 +228,10 @@ class Coordinator:
         """Stop the change under way because of `reason`, wait for its end, and refuse new ones until the block ends.
 
         A change that is committed already is completed instead. Who asks for a change meanwhile is told of `holder`.
+        Waits while somebody else holds changes back.
         """
-        with self._lock:
+        with self._let_go:
+            self._let_go.wait_for(lambda: self._holder is None)
             self._holder, change = holder, self._current
         if change is not None:
             change.events.put(Failed(reason))
@@ -248,8 +251,9 @@ class Coordinator:
 
     def let_go(self) -> None:
         """Accept changes again."""
-        with self._lock:
+        with self._let_go:
             self._holder = None
+            self._let_go.notify_all()
 
     def settled(self, epoch: int) -> None:
         """The first result of `epoch` was revealed."""
@@ -325,6 +329,8 @@ class Coordinator:
         try:
             match instruction:
                 case Prepare():
+                    if change.machine.step is not Step.PREPARE:
+                        return  # stopped before it began
                     change.epoch = effects.prepare(change.machine.target, change.cost)
                     events.put(ChainReady())
                 case CopyStale():

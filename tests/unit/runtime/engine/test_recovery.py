@@ -122,11 +122,13 @@ def test_losses_with_progress_in_between_or_nothing_in_flight_are_never_given_up
 
 
 def test_a_failed_batch_waits_for_the_news_that_explains_it(bench: Bench):
-    repairing = threading.Event()
+    repairing, answered = threading.Event(), threading.Event()
     bench.repair = lambda: repairing.wait(DEADLINE_S) and []
-    assert not bench.recovery.wait(lambda: False, timeout_s=0.05)
-    assert bench.recovery.wait(lambda: True, timeout_s=0.05)
+    assert not bench.recovery.wait(lambda: False, timeout_s=0.1)
+    assert bench.recovery.wait(lambda: True, timeout_s=0.1)
     bench.recovery.stage_lost("stage-1", "gone")
-    assert bench.recovery.wait(lambda: False, timeout_s=DEADLINE_S)
+    threading.Timer(0.5, answered.set).start()
+    assert bench.recovery.wait(answered.is_set, timeout_s=0.1), "the time of a recovery was counted"
     repairing.set()
+    assert not bench.recovery.wait(lambda: False, timeout_s=0.1), "a recovery is no answer to a batch that failed"
     assert eventually(lambda: not bench.recovery.running)
