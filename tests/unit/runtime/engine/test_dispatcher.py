@@ -510,3 +510,59 @@ def test_the_trace_says_which_stage_computed_which_batch_when(bench: Bench):
     bench.dispatcher.on_result(Result(1, 1, len(encoded), (span,)), encoded)
     (traced,) = bench.dispatcher.trace
     assert (traced.sequence, traced.epoch, traced.tokens, traced.spans) == (1, 1, 5, (span,))
+
+
+# -- losing every chain, and having none ------------------------------------------------------------------------------
+
+
+def test_i4_falling_back_gives_up_when_the_old_chain_can_no_longer_settle_and_a_restart_replays_all(bench: Bench):
+    start(bench, "a", 1)
+    start(bench, "b", 2)
+    on_old = bench.dispatcher.dispatch(batch(known("a", 2, outputs=1)))
+    bench.switch(2)
+    on_new = bench.dispatcher.dispatch(batch(known("b", 2, outputs=1)))
+    with pytest.raises(StageError, match="lost that have batches in flight"):
+        bench.dispatcher.fall_back(bench.chain(3), lambda: False)
+    assert bench.dispatcher.restart(bench.chain(4), most_tokens=64) == [3, 4]
+    assert bench.sent(4) == [3, 4]
+    bench.answer(4, 3, output(a=42))
+    bench.answer(4, 4, output(b=42))
+    assert on_old.result(0).sampled_token_ids == on_new.result(0).sampled_token_ids == [[42]]
+
+
+def test_a_restart_computes_again_what_only_a_last_stage_knew_of_a_prompt(bench: Bench):
+    first = batch(new("a", 10, [1, 2, 3]), tokens=6)
+    first.new[0].sampling_params.prompt_logprobs = 2
+    bench.dispatcher.dispatch(first)
+    bench.answer(1, 1)
+    rest = bench.dispatcher.dispatch(batch(known("a", 6), tokens=4))
+    assert bench.dispatcher.restart(bench.chain(2), most_tokens=4) == [2]
+    sent = [message for _, message in bench.entrances[2].sent]
+    assert [message.scheduled_tokens["a"] for message in sent] == [4, 2, 4]
+    assert [entry.computed_tokens for message in sent for entry in message.entries()] == [0, 4, 6]
+    assert bench.entrances[2].carried() == [[], [], []]
+    for sequence in bench.sent(2)[:2]:
+        bench.answer(2, sequence)
+    assert not rest.done()
+    bench.answer(2, 2, output(a=41))
+    assert rest.result(0).sampled_token_ids == [[41]]
+
+
+def test_a_suspended_dispatcher_keeps_a_batch_until_a_chain_is_installed_and_says_that_it_waits(bench: Bench):
+    awaited: list[str] = []
+    assert bench.dispatcher.suspend(lambda: awaited.append("awaited"))
+    bench.background.start(lambda: bench.dispatcher.dispatch(batch(new("a", 2, [1]))))
+    assert (bench.sent(1), awaited) == ([], ["awaited"])
+    bench.dispatcher.install(bench.chain(2))
+    assert eventually(lambda: bench.sent(2) == [1])
+
+
+def test_a_dispatcher_with_a_request_or_a_batch_is_neither_idle_nor_suspended(bench: Bench):
+    bench.dispatcher.dispatch(batch(new("a", 2, [1]), tokens=2))
+    assert bench.dispatcher.idle_s() == 0.0
+    assert not bench.dispatcher.suspend(lambda: None)
+    bench.answer(1, 1, output(a=41))
+    assert not bench.dispatcher.suspend(lambda: None)
+    bench.dispatcher.finish(["a"])
+    assert bench.dispatcher.idle_s() < DEADLINE_S
+    assert bench.dispatcher.suspend(lambda: None)

@@ -388,3 +388,59 @@ def test_old_reports_are_forgotten_but_the_newest_hundred_stay(bench: Bench):
     assert bench.coordinator.find("change-2").report()["state"] == "committed"
     with pytest.raises(ChangeUnknown):
         bench.coordinator.find("change-1")
+
+
+# -- changes held back -------------------------------------------------------------------------------------------------
+
+
+def test_a_change_is_refused_while_somebody_holds_changes_back(bench: Bench):
+    assert bench.coordinator.hold("falling asleep")
+    with pytest.raises(ChangeBusy, match="falling asleep is under way"):
+        bench.request()
+    bench.coordinator.let_go()
+    bench.first_result_after_flip()
+    assert state(bench.change()) == ("committed", None)
+
+
+def test_changes_cannot_be_held_back_during_one_nor_twice(bench: Bench):
+    gate = bench.effects.block("prepare")
+    change = bench.request()
+    gate.wait_until_entered()
+    assert not bench.coordinator.hold("falling asleep")
+    gate.open()
+    bench.first_result_after_flip()
+    ended(change)
+    assert bench.coordinator.hold("falling asleep")
+    assert not bench.coordinator.hold("somebody else")
+
+
+def test_stopping_changes_undoes_the_one_under_way_and_waits_for_its_end(bench: Bench):
+    bench.no_result_after_flip()
+    change = bench.request()
+    with bench.coordinator.stopped("recovery-1", "a serving stage was lost"):
+        assert change.ended.is_set()
+        with pytest.raises(ChangeBusy, match="recovery-1"):
+            bench.request()
+    outcome, reason = state(change)
+    assert outcome == "aborted"
+    assert "a serving stage was lost" in (reason or "")
+
+
+def test_whoever_stops_changes_waits_for_whoever_holds_them_back_and_both_let_go_of_their_own(bench: Bench):
+    assert bench.coordinator.hold("falling asleep")
+    entered, leave = threading.Event(), threading.Event()
+
+    def stop() -> None:
+        with bench.coordinator.stopped("recovery-1", "lost"):
+            entered.set()
+            leave.wait(DEADLINE_S)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert not entered.wait(0.05)
+    bench.coordinator.let_go()
+    assert entered.wait(DEADLINE_S)
+    assert not bench.coordinator.hold("falling asleep")
+    leave.set()
+    thread.join(DEADLINE_S)
+    assert bench.coordinator.hold("falling asleep")
