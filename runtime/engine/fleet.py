@@ -190,6 +190,8 @@ class Fleet:
             self._closing = True
             stages = list(self._stages.values())
             self._stages.clear()
+        # First of all: whoever ends a server gives its engine little time. Sockets that are connected stay so.
+        shutil.rmtree(self._directory, ignore_errors=True)
         self._zygote.close()
         self._reader.join(timeout=5)
         self._inbox.close()

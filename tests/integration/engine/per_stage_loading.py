@@ -42,7 +42,10 @@ def main(model: str) -> None:
         harness.settle("3,3")
         assert tokens(harness.run(prompts)) == undisturbed
     finally:
+        directory = pipeline.fleet._directory
+        assert directory.exists()
         harness.close()
+    assert not directory.exists(), "sockets were left behind"
     print("every answer was the same")  # noqa: T201
 
 
