@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 _TRACE_LENGTH = 20_000
 _LATEST_BATCHES = 32
 _LOOK_AGAIN_S = 0.1
-_DECODE_TOKENS_AT_MOST = 256  # a larger batch prefills
 
 
 def _tell_nobody(_subject: str, _event: str, **_details: object) -> None:
@@ -387,11 +386,11 @@ class Dispatcher:
             if not entry.future.done():
                 entry.future.set_exception(error)
 
-    def usual_tokens(self) -> int:
-        """Return the most common size of the latest batches of single tokens or nearly so; 1 without any."""
+    def usual_tokens(self, at_most: int) -> int:
+        """Return the most common size of the latest batches of `at_most` tokens, larger ones aside; 1 without any."""
         with self._changed:
             latest = [traced.tokens for traced in itertools.islice(reversed(self.trace), _LATEST_BATCHES)]
-        return statistics.mode([tokens for tokens in latest if tokens <= _DECODE_TOKENS_AT_MOST] or [1])
+        return statistics.mode([tokens for tokens in latest if tokens <= at_most] or [1])
 
     def snapshot(self) -> dict[str, int]:
         """Return the settled number of tokens of every request, for the journal."""

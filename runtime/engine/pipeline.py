@@ -101,6 +101,7 @@ class Pipeline(ChangeEffects):
         self._on_failed = on_failed
         self._total_layers = layout.total_layers
         self._max_batch_tokens = config.scheduler_config.max_num_batched_tokens
+        self._max_requests = config.scheduler_config.max_num_seqs
         self._descriptors: dict[str, int] = {}  # the memory file of every node's KV pool
         self._pools: dict[str, KVPool] = {}
         self._binding: PoolBinding | None = None
@@ -509,7 +510,10 @@ class Pipeline(ChangeEffects):
 
     def _bind_stages(self, stages: Sequence[Stage]) -> None:
         clock = time.perf_counter()
-        arguments = {**msgspec.to_builtins(self._binding), "batch_tokens": self.dispatcher.usual_tokens()}
+        arguments = {
+            **msgspec.to_builtins(self._binding),
+            "batch_tokens": self.dispatcher.usual_tokens(self._max_requests),
+        }
         futures = [self.fleet.call_async(stage, "bind", **arguments) for stage in stages]
         for stage, future in zip(stages, futures, strict=True):
             self._answer_of(future, _PREPARE_TIMEOUT_S, stage, "bind")
@@ -522,7 +526,9 @@ class Pipeline(ChangeEffects):
         addresses = [stage.outbox.address for stage in stages[1:]] + [self.fleet.head_address]
         futures = []
         for rank, (stage, address) in enumerate(zip(stages, addresses, strict=True)):
-            order = RouteOrder(epoch, Role(rank, assembly.layout.counts), address, self.dispatcher.usual_tokens())
+            order = RouteOrder(
+                epoch, Role(rank, assembly.layout.counts), address, self.dispatcher.usual_tokens(self._max_requests)
+            )
             futures.append(self.fleet.call_async(stage, "route", **msgspec.to_builtins(order)))
         for stage, future in zip(stages, futures, strict=True):
             self._answer_of(future, _CALL_TIMEOUT_S, stage, "route")

@@ -227,3 +227,10 @@ def test_a_change_can_be_cancelled_before_it_is_committed(two_stages: Harness, m
     assert change.report()["state"] == "aborted"
     assert "cancelled" in change.report()["reason"]
     assert str(pipeline.layout()) == "3,3"
+
+
+def test_a_change_after_nothing_but_prefill_rehearses_no_batch_that_is_too_large(two_stages: Harness) -> None:
+    for number in range(8):  # the latest batches are all of 64 tokens; sixteen requests are the most there can be
+        two_stages.run({"prefill": Prompt(f"{number} " + "and so on " * 30, {"max_tokens": 1})})
+    two_stages.use_up_spares()
+    two_stages.change("2,2,2")

@@ -49,8 +49,8 @@ def test_i3_no_token_is_lost_or_changed_over_twenty_random_changes_under_load(tw
     while len(accepted) < CHANGES:
         assert tokens(two_stages.run(prompts, between)) == reference
     two_stages.idle()
-    states = [coordinator.find(change).report()["state"] for change in accepted]
-    assert states == ["committed"] * CHANGES
+    reports = [coordinator.find(change).report() for change in accepted]
+    assert [report for report in reports if report["state"] != "committed"] == []
     assert two_stages.preemptions() > preempted_before, "the load was meant to preempt"
     assert two_stages.pipeline.dispatcher.counters.carried_requests > CHANGES
 

@@ -566,3 +566,13 @@ def test_a_dispatcher_with_a_request_or_a_batch_is_neither_idle_nor_suspended(be
     bench.dispatcher.finish(["a"])
     assert bench.dispatcher.idle_s() < DEADLINE_S
     assert bench.dispatcher.suspend(lambda: None)
+
+
+def test_the_usual_size_of_a_batch_is_the_most_common_one_that_a_rehearsal_has_room_for(bench: Bench):
+    assert bench.dispatcher.usual_tokens(16) == 1
+    for sequence, tokens in enumerate((64, 4, 64, 4, 64, 3, 64), start=1):
+        bench.dispatcher.dispatch(batch(new(f"r{sequence}", tokens, [sequence]), tokens=tokens))
+        bench.answer(1, sequence)
+    assert bench.dispatcher.usual_tokens(64) == 64
+    assert bench.dispatcher.usual_tokens(16) == 4
+    assert bench.dispatcher.usual_tokens(2) == 1
