@@ -12,7 +12,9 @@ from rich.console import Console
 from controller.control_client import ControlClient, ControlError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine, Iterator
+
+    from rich.table import Table
 
 app = typer.Typer(
     name="midstream",
@@ -175,28 +177,24 @@ def bench_reconfigure(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure a live re-split from the client's side, next to stock vLLM in the same run."""
-    import asyncio
-
-    from loadgen.errors import LoadgenError
     from loadgen.reconfigure_bench import ReconfigureOptions, render, run
 
-    try:
-        options = ReconfigureOptions(
-            layers_from=layers_from,
-            layers_to=layers_to,
-            model=model,
-            streams=streams,
-            tokens=tokens,
-            repeat=repeat,
-            compare_stock=stock,
-        )
-        result = asyncio.run(run(options, say=_err.print))
-    except LoadgenError as error:
-        _fail(str(error))
-    if json_output:
-        print(json.dumps(result))
-    else:
-        _out.print(render(result))
+    _measure(
+        lambda: run(
+            ReconfigureOptions(
+                layers_from=layers_from,
+                layers_to=layers_to,
+                model=model,
+                streams=streams,
+                tokens=tokens,
+                repeat=repeat,
+                compare_stock=stock,
+            ),
+            say=_err.print,
+        ),
+        render,
+        json_output=json_output,
+    )
 
 
 @bench_app.command("recover")
@@ -209,20 +207,16 @@ def bench_recover(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Kill stages of each role under load and measure what the streams notice."""
-    import asyncio
-
-    from loadgen.errors import LoadgenError
     from loadgen.recover_bench import RecoverOptions, render, run
 
-    try:
-        options = RecoverOptions(layers_from=layers, model=model, streams=streams, tokens=tokens, repeat=repeat)
-        result = asyncio.run(run(options, say=_err.print))
-    except LoadgenError as error:
-        _fail(str(error))
-    if json_output:
-        print(json.dumps(result))
-    else:
-        _out.print(render(result))
+    _measure(
+        lambda: run(
+            RecoverOptions(layers_from=layers, model=model, streams=streams, tokens=tokens, repeat=repeat),
+            say=_err.print,
+        ),
+        render,
+        json_output=json_output,
+    )
 
 
 @bench_app.command("wake")
@@ -234,20 +228,15 @@ def bench_wake(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure the time to the first token from zero, next to a cold start of stock vLLM."""
-    import asyncio
-
-    from loadgen.errors import LoadgenError
     from loadgen.wake_bench import WakeOptions, render, run
 
-    try:
-        options = WakeOptions(layers_from=layers, model=model, tokens=48, repeat=repeat, compare_stock=stock)
-        result = asyncio.run(run(options, say=_err.print))
-    except LoadgenError as error:
-        _fail(str(error))
-    if json_output:
-        print(json.dumps(result))
-    else:
-        _out.print(render(result))
+    _measure(
+        lambda: run(
+            WakeOptions(layers_from=layers, model=model, tokens=48, repeat=repeat, compare_stock=stock), say=_err.print
+        ),
+        render,
+        json_output=json_output,
+    )
 
 
 @app.command()
@@ -278,6 +267,27 @@ def _client(endpoint: str) -> Iterator[ControlClient]:
             yield client
     except ControlError as error:
         _fail(str(error), REFUSED if error.refused else FAILED)
+
+
+def _measure(
+    experiment: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
+    render: Callable[[dict[str, Any]], Table],
+    *,
+    json_output: bool,
+) -> None:
+    """Run an experiment and print its result as a table, or as one JSON object."""
+    import asyncio
+
+    from loadgen.errors import LoadgenError
+
+    try:
+        result = asyncio.run(experiment())
+    except LoadgenError as error:
+        _fail(str(error))
+    if json_output:
+        print(json.dumps(result))
+    else:
+        _out.print(render(result))
 
 
 def _print_report(report: dict[str, Any]) -> None:

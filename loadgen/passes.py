@@ -8,8 +8,9 @@
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from loadgen.client import CompletionClient, StreamRequest
 from loadgen.clock import now_ns, unix_offset_ns, unix_to_axis_ns
@@ -22,6 +23,8 @@ from loadgen.records import StreamRecord
 from loadgen.server import ServerProcess
 
 _RESTART_GRACE_S = 1.0
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,41 @@ async def disturbed_pass(
         MeasurementError: every stream ended before the change could be posted.
         ChangeRefusedError, ChangeFailedError, ControlError: as for `ControlClient`. An aborted change is a result.
     """
+
+    async def change() -> tuple[Window, int, ChangeReport]:
+        offset, posted = unix_offset_ns(), now_ns()
+        begun = await control.request_change(layers)
+        report = await control.wait_for_end(begun.id, deadline_s)
+        return Window(posted, now_ns()), offset, report
+
+    (window, offset, report), records = await under_load(
+        client, requests, change, "the change could be posted", after_tokens=after_tokens, tail_tokens=tail_tokens
+    )
+    cutover = None if report.cutover_at is None else unix_to_axis_ns(report.cutover_at, offset)
+    return DisturbedPass(records, window, cutover, report)
+
+
+async def under_load(
+    client: CompletionClient,
+    requests: Sequence[StreamRequest],
+    disturb: Callable[[], Awaitable[_T]],
+    aim: str,
+    *,
+    after_tokens: int,
+    tail_tokens: int,
+) -> tuple[_T, tuple[StreamRecord, ...]]:
+    """Run the requests in a closed loop, `disturb` them once, and return what that returned and the streams.
+
+    Args:
+        client, requests: The load.
+        disturb: Called when `after_tokens` tokens have arrived.
+        aim: What `disturb` is for, in words, for the error.
+        after_tokens: Tokens that arrive before.
+        tail_tokens: Tokens that arrive after `disturb` has returned, before clients stop asking again.
+
+    Raises:
+        MeasurementError: every stream ended before.
+    """
     loop = ClosedLoop(client, requests)
     enough_at: int | None = None
     load = asyncio.create_task(loop.run(lambda: enough_at is not None and loop.tokens_arrived >= enough_at))
@@ -118,19 +156,15 @@ async def disturbed_pass(
         await asyncio.wait({load, trigger}, return_when=asyncio.FIRST_COMPLETED)
         if not trigger.done():
             ends = ", ".join(sorted({f"{r.outcome}: {r.detail}" for r in load.result()}))
-            raise MeasurementError(f"all streams ended before the change could be posted ({ends})")
-        offset, posted = unix_offset_ns(), now_ns()
-        begun = await control.request_change(layers)
-        report = await control.wait_for_end(begun.id, deadline_s)
-        change = Window(posted, now_ns())
+            raise MeasurementError(f"all streams ended before {aim} ({ends})")
+        outcome = await disturb()
         enough_at = loop.tokens_arrived + tail_tokens
         records = await load
     finally:
         for task in (load, trigger):
             task.cancel()
         await asyncio.gather(load, trigger, return_exceptions=True)
-    cutover = None if report.cutover_at is None else unix_to_axis_ns(report.cutover_at, offset)
-    return DisturbedPass(tuple(records), change, cutover, report)
+    return outcome, tuple(records)
 
 
 async def restart_pass(

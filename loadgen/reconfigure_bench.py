@@ -16,7 +16,6 @@ there is no result and an error is raised.
 """
 
 import asyncio
-import tempfile
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -32,7 +31,7 @@ from loadgen.reconfigure_options import ReconfigureOptions, default_model_folder
 from loadgen.reconfigure_result import Measured, summarise
 from loadgen.reconfigure_table import render
 from loadgen.server import free_port
-from loadgen.side import Side, ended_by_sigterm, side
+from loadgen.side import Side, server_logs, side
 
 __all__ = ["ReconfigureOptions", "render", "run"]
 
@@ -52,12 +51,8 @@ async def run(options: ReconfigureOptions, *, say: Say = lambda _: None) -> dict
         LoadgenError: Midstream could not be measured; the message says why and where the logs are.
     """
     machine = machine_facts()
-    log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix="midstream-bench-"))
-    try:
-        with ended_by_sigterm():
-            measured = await _with_servers(options, log_dir, say)
-    except LoadgenError as error:
-        raise type(error)(f"{error} (server logs: {log_dir})") from error
+    with server_logs(options) as log_dir:
+        measured = await _with_servers(options, log_dir, say)
     return {**summarise(measured), "machine": machine, "log_dir": str(log_dir)}
 
 

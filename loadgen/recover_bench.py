@@ -10,10 +10,8 @@ before it.
 import asyncio
 import os
 import signal
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -21,16 +19,15 @@ from rich.table import Table
 from loadgen.alignment import compare
 from loadgen.client import CompletionClient, StreamRequest
 from loadgen.clock import now_ns
-from loadgen.closed_loop import ClosedLoop
 from loadgen.control import ControlClient, RecoveryReport, ServerStatus
-from loadgen.errors import LoadgenError, MeasurementError
+from loadgen.errors import MeasurementError
 from loadgen.gaps import Window, inter_token_latencies_ms, pause, percentile
 from loadgen.machine import machine_facts
-from loadgen.passes import Pass, quiet_pass
+from loadgen.passes import Pass, quiet_pass, under_load
 from loadgen.reconfigure_options import ReconfigureOptions
 from loadgen.records import StreamRecord
 from loadgen.server import free_port
-from loadgen.side import Side, ended_by_sigterm, side
+from loadgen.side import Side, server_logs, side
 
 _POLL_S = 0.02
 
@@ -82,19 +79,15 @@ async def run(options: RecoverOptions, *, say: Say = lambda _: None) -> dict[str
         LoadgenError: the server could not be measured, or did not recover; the message says where the logs are.
     """
     machine = machine_facts()
-    log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix="midstream-bench-"))
-    try:
-        with ended_by_sigterm():
-            port = free_port()
-            say(f"starting Midstream with layers {options.layers_from}")
-            async with (
-                side("midstream", options.midstream_argv(port), port, options, log_dir) as served,
-                ControlClient(served.server.base_url) as control,
-            ):
-                status = await control.status()
-                measured = [await _repeat(options, served, control, say) for _ in range(options.repeat)]
-    except LoadgenError as error:
-        raise type(error)(f"{error} (server log: {log_dir})") from error
+    with server_logs(options) as log_dir:
+        port = free_port()
+        say(f"starting Midstream with layers {options.layers_from}")
+        async with (
+            side("midstream", options.midstream_argv(port), port, options, log_dir) as served,
+            ControlClient(served.server.base_url) as control,
+        ):
+            status = await control.status()
+            measured = [await _repeat(options, served, control, say) for _ in range(options.repeat)]
     return {**summarise(options, status, measured), "machine": machine, "log_dir": str(log_dir)}
 
 
@@ -140,28 +133,21 @@ async def loss_pass(
         MeasurementError: every stream ended before, or the server did not recover within `deadline_s` seconds.
         ControlError: as for `ControlClient`.
     """
-    loop = ClosedLoop(client, requests)
-    enough_at: int | None = None
-    load = asyncio.create_task(loop.run(lambda: enough_at is not None and loop.tokens_arrived >= enough_at))
-    trigger = asyncio.create_task(loop.until_tokens(after_tokens))
-    try:
-        await asyncio.wait({load, trigger}, return_when=asyncio.FIRST_COMPLETED)
-        if not trigger.done():
-            raise MeasurementError("all streams ended before a stage could be killed")
+
+    async def lose() -> tuple[tuple[str, ...], Window, RecoveryReport]:
         before = await control.status()
         victims = [before.stages[rank] for rank in ranks]
         started = now_ns()
         for victim in victims:
             kill(victim.pid, signal.SIGKILL)
-        recovery = await _recovered(control, {victim.name for victim in victims}, before.recoveries, deadline_s)
-        window = Window(started, now_ns())
-        enough_at = loop.tokens_arrived + tail_tokens
-        records = await load
-    finally:
-        for task in (load, trigger):
-            task.cancel()
-        await asyncio.gather(load, trigger, return_exceptions=True)
-    return Loss(role, tuple(victim.name for victim in victims), window, recovery, tuple(records))
+        names = tuple(victim.name for victim in victims)
+        recovery = await _recovered(control, set(names), before.recoveries, deadline_s)
+        return names, Window(started, now_ns()), recovery
+
+    (killed, window, recovery), records = await under_load(
+        client, requests, lose, "a stage could be killed", after_tokens=after_tokens, tail_tokens=tail_tokens
+    )
+    return Loss(role, killed, window, recovery, records)
 
 
 async def _recovered(control: ControlClient, lost: set[str], recoveries: int, deadline_s: float) -> RecoveryReport:

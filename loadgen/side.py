@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadgen.client import CompletionClient, served_model
+from loadgen.errors import LoadgenError
 from loadgen.passes import quiet_pass
 from loadgen.reconfigure_options import ReconfigureOptions
 from loadgen.server import ServerProcess
@@ -42,6 +44,17 @@ async def side(
     ):
         await quiet_pass(client, options.requests(tokens=_WARM_UP_TOKENS))
         yield Side(server, client)
+
+
+@contextmanager
+def server_logs(options: ReconfigureOptions) -> Iterator[Path]:
+    """Give the folder of the servers' logs, name it in the errors of the experiment, and end it on SIGTERM."""
+    log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix="midstream-bench-"))
+    try:
+        with ended_by_sigterm():
+            yield log_dir
+    except LoadgenError as error:
+        raise type(error)(f"{error} (server logs: {log_dir})") from error
 
 
 @contextmanager

@@ -8,7 +8,6 @@ so this is a cold start at its best.
 
 import asyncio
 import contextlib
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,13 @@ from rich.table import Table
 from loadgen.client import CompletionClient, StreamRequest, served_model
 from loadgen.clock import now_ns
 from loadgen.control import ControlClient
-from loadgen.errors import LoadgenError, MeasurementError
+from loadgen.errors import MeasurementError
 from loadgen.gaps import percentile, time_to_first_token_ms
 from loadgen.machine import machine_facts
 from loadgen.reconfigure_options import ReconfigureOptions, default_model_folder
 from loadgen.records import StreamRecord
 from loadgen.server import ServerProcess, free_port
-from loadgen.side import Side, ended_by_sigterm, side
+from loadgen.side import Side, server_logs, side
 
 _POLL_S = 0.05
 _PREFIX_HITS = "vllm:prefix_cache_hits_total"
@@ -85,20 +84,16 @@ async def run(options: WakeOptions, *, say: Say = lambda _: None) -> dict[str, A
         LoadgenError: a server could not be measured, or did not fall asleep; the message says where the logs are.
     """
     machine = machine_facts()
-    log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix="midstream-bench-"))
-    try:
-        with ended_by_sigterm():
-            port = free_port()
-            say(f"starting Midstream with layers {options.layers_from}")
-            async with (
-                side("midstream", options.midstream_argv(port), port, options, log_dir) as served,
-                ControlClient(served.server.base_url) as control,
-            ):
-                version = (await control.status()).vllm_version
-                reference = await _ask(served.client, options)
-                wakes = [await _repeat(options, served, control, log_dir, say) for _ in range(options.repeat)]
-    except LoadgenError as error:
-        raise type(error)(f"{error} (server logs: {log_dir})") from error
+    with server_logs(options) as log_dir:
+        port = free_port()
+        say(f"starting Midstream with layers {options.layers_from}")
+        async with (
+            side("midstream", options.midstream_argv(port), port, options, log_dir) as served,
+            ControlClient(served.server.base_url) as control,
+        ):
+            version = (await control.status()).vllm_version
+            reference = await _ask(served.client, options)
+            wakes = [await _repeat(options, served, control, log_dir, say) for _ in range(options.repeat)]
     return {**summarise(options, version, reference, wakes), "machine": machine, "log_dir": str(log_dir)}
 
 

@@ -154,8 +154,13 @@ class Fleet:
             StageError: the stage refused, ended, or did not answer within `timeout_s` seconds.
 
         """
+        return self.answer(self.call_async(stage, method, **arguments), timeout_s, stage, method)
+
+    @staticmethod
+    def answer(future: Future[Any], timeout_s: float, stage: Stage, method: str) -> Any:
+        """Wait for the answer of a call that `call_async` made; raises as `call` does."""
         try:
-            return self.call_async(stage, method, **arguments).result(timeout_s)
+            return future.result(timeout_s)
         except TimeoutError as error:
             raise StageError(f"{stage.name} did not answer {method!r} within {timeout_s:g} s") from error
 

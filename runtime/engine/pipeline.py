@@ -294,7 +294,7 @@ class Pipeline(ChangeEffects):
 
     def _unroute(self, stages: Sequence[Stage], epoch: int | None) -> None:
         for stage in stages:
-            self._answer_of(self.fleet.call_async(stage, "unroute", epoch=epoch), _CALL_TIMEOUT_S, stage, "unroute")
+            self.fleet.call(stage, "unroute", _CALL_TIMEOUT_S, epoch=epoch)
 
     def release(self, cost: Cost) -> None:
         """Make the target the serving layout; let go of stages it does not use."""
@@ -494,19 +494,11 @@ class Pipeline(ChangeEffects):
         futures = [self.fleet.call_async(stage, "prepare") for stage in stages]
         answers = []
         for stage, future in zip(stages, futures, strict=True):
-            ready = self._answer_of(future, _PREPARE_TIMEOUT_S, stage, "prepare")
+            ready = self.fleet.answer(future, _PREPARE_TIMEOUT_S, stage, "prepare")
             stage.memory_bytes, stage.any_role = ready["memory_bytes"], ready["any_role"]
             stage.prepare_ms = {**ready["timings_ms"], "until_loaded": round(1e3 * (time.perf_counter() - clock), 1)}
             answers.append(ready)
         return answers
-
-    @staticmethod
-    def _answer_of(future: Future[Any], timeout_s: float, stage: Stage, method: str) -> Any:
-        """Wait for the answer of a call; raises StageError."""
-        try:
-            return future.result(timeout_s)
-        except TimeoutError as error:
-            raise StageError(f"{stage.name} did not answer {method!r} within {timeout_s:g} s") from error
 
     def _bind_stages(self, stages: Sequence[Stage]) -> None:
         clock = time.perf_counter()
@@ -516,7 +508,7 @@ class Pipeline(ChangeEffects):
         }
         futures = [self.fleet.call_async(stage, "bind", **arguments) for stage in stages]
         for stage, future in zip(stages, futures, strict=True):
-            self._answer_of(future, _PREPARE_TIMEOUT_S, stage, "bind")
+            self.fleet.answer(future, _PREPARE_TIMEOUT_S, stage, "bind")
             stage.prepare_ms["bind"] = round(1e3 * (time.perf_counter() - clock), 1)
 
     def _connect(self, assembly: _Assembly, *, probe: bool = True) -> Chain:
@@ -524,14 +516,13 @@ class Pipeline(ChangeEffects):
         self._epochs += 1
         epoch, stages = self._epochs, assembly.stages
         addresses = [stage.outbox.address for stage in stages[1:]] + [self.fleet.head_address]
+        batch_tokens = self.dispatcher.usual_tokens(self._max_requests)
         futures = []
         for rank, (stage, address) in enumerate(zip(stages, addresses, strict=True)):
-            order = RouteOrder(
-                epoch, Role(rank, assembly.layout.counts), address, self.dispatcher.usual_tokens(self._max_requests)
-            )
+            order = RouteOrder(epoch, Role(rank, assembly.layout.counts), address, batch_tokens)
             futures.append(self.fleet.call_async(stage, "route", **msgspec.to_builtins(order)))
         for stage, future in zip(stages, futures, strict=True):
-            self._answer_of(future, _CALL_TIMEOUT_S, stage, "route")
+            self.fleet.answer(future, _CALL_TIMEOUT_S, stage, "route")
         chain = Chain(epoch, tuple(stage.name for stage in stages), tuple(stage.outbox for stage in stages))
         if probe:
             self._probe(chain)
