@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from controller import node_commands
 from controller.control_client import ControlClient, ControlError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Measure: every benchmark starts what it needs and prints one JSON object or a table.")
 app.add_typer(bench_app, name="bench")
+app.add_typer(node_commands.app, name="node")
 
 REFUSED, FAILED = 2, 1
 _out = Console(highlight=False)
@@ -57,6 +59,21 @@ def serve(
             min=0.1, help="Seconds without a request after which all stages end until the next; off if not given."
         ),
     ] = None,
+    hold_requests: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Requests that may wait while the pipeline sleeps, wakes or recovers; further ones get a 503."
+        ),
+    ] = 256,
+    hold_seconds: Annotated[
+        float, typer.Option(min=1.0, help="Seconds that each of them may wait so before it gets a 503.")
+    ] = 30.0,
+    node: Annotated[
+        list[str] | None, typer.Option(help="A node on another machine that layouts may use; may be given repeatedly.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="This head's name among nodes.")] = "head",
+    listen: Annotated[str, typer.Option(help="Address for nodes, host:port.")] = "127.0.0.1:7100",
+    state: node_commands.State = None,
 ) -> None:
     """Serve MODEL as a pipeline behind an OpenAI endpoint. Any further flag goes to `vllm serve`."""
     from runtime.engine.errors import EngineError
@@ -64,8 +81,20 @@ def serve(
     from runtime.head.serve import serve as run_server
     from runtime.model import ModelError, resolve_model
 
+    folder = str(node_commands.state_folder(name, state))
     options = ServeOptions(
-        layers, host, port, threads, batches_in_flight, spare_stages, sleep_after, tuple(context.args)
+        layers,
+        host,
+        port,
+        threads,
+        batches_in_flight,
+        spare_stages,
+        sleep_after,
+        hold_requests,
+        hold_seconds,
+        nodes=tuple(node or ()),
+        gateway={"name": name, "folder": folder, "listen": listen} if node else None,
+        extra=tuple(context.args),
     )
     try:
         resolved = resolve_model(model)

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Container
 
 LOCAL_NODE = "local"
 _STAGE = re.compile(r"\s*(?P<layers>[0-9]{1,9})\s*(?:@\s*(?P<node>[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?))?\s*")
@@ -100,6 +104,24 @@ class Layout:
     def moved_layers(self, target: Layout) -> tuple[int, ...]:
         """Return the layers whose KV cache lives on another node in `target`, ascending."""
         return tuple(layer for layer in range(self.total_layers) if self.node_of(layer) != target.node_of(layer))
+
+    def without(self, nodes: Container[str]) -> Layout:
+        """Return this layout without the stages on `nodes`, whose layers are shared by the stages beside them.
+
+        Raises:
+            LayoutError: no stage is left.
+
+        """
+        kept = [stage for stage in self.stages if stage.node not in nodes]
+        if not kept:
+            raise LayoutError(f"layout {self}: no stage is left")
+        stages: list[StagePlacement] = []
+        for position, stage in enumerate(kept):
+            first = stages[-1].layers.stop if stages else 0
+            following = kept[position + 1] if position + 1 < len(kept) else None
+            stop = self.total_layers if following is None else (stage.layers.stop + following.layers.first) // 2
+            stages.append(StagePlacement(LayerRange(first, stop), stage.node))
+        return Layout(tuple(stages))
 
     def __len__(self) -> int:
         return len(self.stages)

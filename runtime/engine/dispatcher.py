@@ -111,6 +111,8 @@ class Dispatcher:
     tell: Callable[..., None] = _tell_nobody
     counters: DispatchCounters = field(default_factory=DispatchCounters)
     trace: deque[TracedBatch] = field(default_factory=lambda: deque(maxlen=_TRACE_LENGTH))
+    kv_losses: int = 0  # how often the KV of some layers was lost
+    _most_tokens: int = 1  # in a batch that computes again
     _chain: Chain | None = None
     _probation: bool = False
     _known: set[str] = field(default_factory=set)
@@ -130,8 +132,12 @@ class Dispatcher:
         chain = self._chain
         return chain.epoch if chain else 0
 
-    def dispatch(self, batch: ScheduledBatch) -> Future[BatchOutput]:
-        """Send a batch and return the future of its output."""
+    def dispatch(self, batch: ScheduledBatch, kv_losses_known: int | None = None) -> Future[BatchOutput]:
+        """Send a batch and return the future of its output.
+
+        `kv_losses_known`: how many losses of KV the scheduler knew of when it looked into its prefix cache (None: all).
+        What it found there is computed again first if there was another since.
+        """
         future: Future[BatchOutput] = Future()
         with self._changed:
             for request_id in batch.finished:
@@ -147,12 +153,28 @@ class Dispatcher:
             if self._dead is not None:
                 future.set_exception(self._dead)
                 return future
-            self._sequence += 1
+            found_too_much = kv_losses_known is not None and kv_losses_known < self.kv_losses
+            again = self.ledger.recomputed_hits(batch, self._most_tokens) if found_too_much else []
+            for hit in again:
+                self._send_new(hit, self._footprint_of(hit), Future())
+            for request_id in {request_id for hit in again for request_id in hit.scheduled_tokens}:
+                self._known.discard(request_id)
             self.counters.batches += 1
-            entry = _InFlight(self._sequence, self.epoch, batch, footprint, future)
-            self._in_flight.append(entry)
-            self._send(entry)
+            self._send_new(batch, footprint, future, replayed=bool(again))
         return future
+
+    def _send_new(
+        self, batch: ScheduledBatch, footprint: Footprint, future: Future[BatchOutput], *, replayed: bool = False
+    ) -> None:
+        self._sequence += 1
+        entry = _InFlight(self._sequence, self.epoch, batch, footprint, future)
+        self._in_flight.append(entry)
+        self._send(entry, replayed=replayed)
+
+    @staticmethod
+    def _footprint_of(batch: ScheduledBatch) -> Footprint:
+        """Return the footprint of a batch that computes again: its blocks are written with what is in them."""
+        return Footprint(frozenset(batch.scheduled_tokens), frozenset(), frozenset())
 
     def finish(self, request_ids: Iterable[str]) -> None:
         """Forget requests that ended while nothing is scheduled; the stages hear of it with the next batch."""
@@ -313,22 +335,25 @@ class Dispatcher:
         with self._changed:
             return self._abandon({self.epoch}, chain, is_whole)
 
-    def restart(self, chain: Chain, most_tokens: int) -> list[int]:
+    def restart(self, chain: Chain, most_tokens: int, *, kv_lost: bool = False) -> list[int]:
         """Abandon every chain, as `fall_back` does with one: stages of all of them may be gone.
 
         What only a last stage knew of a prompt (its logprobs so far) is computed again first, in batches of
-        `most_tokens` tokens at most.
+        `most_tokens` tokens at most; with `kv_lost`, the KV of every request is: a node is gone with its layers.
         """
         with self._changed:
-            again = [
-                batch
-                for request_id in self.ledger.unfinished_prompt_logprobs(())
-                for batch in self.ledger.recomputed(request_id, most_tokens)
-            ]
+            if kv_lost:
+                self.kv_losses += 1
+                self._most_tokens = most_tokens
+                in_flight = [request_id for entry in self._in_flight for request_id in entry.batch.scheduled_tokens]
+                incomplete = self.ledger.with_kv(in_flight)
+            else:
+                incomplete = self.ledger.unfinished_prompt_logprobs(())
+            again = [b for request_id in incomplete for b in self.ledger.recomputed(request_id, most_tokens)]
             for batch in reversed(again):
                 self._sequence += 1
-                footprint = Footprint(frozenset(batch.scheduled_tokens), frozenset(), frozenset())
-                self._in_flight.appendleft(_InFlight(self._sequence, self.epoch, batch, footprint, Future()))
+                entry = _InFlight(self._sequence, self.epoch, batch, self._footprint_of(batch), Future())
+                self._in_flight.appendleft(entry)
             replayed = self._abandon({entry.epoch for entry in self._in_flight}, chain, lambda: True)
             return replayed[len(again) :]
 

@@ -18,18 +18,17 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from runtime.engine.compat import check_config, check_torchvision, installed_version
 from runtime.engine.control import ControlCalls
 from runtime.engine.errors import EngineError, UnsupportedFeature
-from runtime.engine.memory import available_bytes
+from runtime.engine.fleet import GatewaySettings
 from runtime.engine.messages import BatchOutput, ScheduledBatch, batch_from_vllm, grammar_from_vllm, output_to_vllm
 from runtime.engine.pipeline import Depth, Pipeline
 from runtime.layout import Layout, even_split
+from runtime.warm.memory import available_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
-
-    from runtime.engine.warm_model import WarmModel
 
 _DEFAULT_STAGES = 2
 _DEFAULT_KV_BYTES = 1 << 30
@@ -46,6 +45,8 @@ class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batches_in_flight: batches that are in the pipeline at once; 0 for as many as it has nodes.
     spare_stages: stages that each node keeps ready for the next change; null for one more than it has serving.
     sleep_after_s: seconds without a request after which all stages end until the next one; null for never.
+    nodes: nodes on other hosts, enrolled in the gateway's folder.
+    gateway: how to reach them.
     """
 
     layers: str = ""
@@ -53,6 +54,8 @@ class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batches_in_flight: int = 0
     spare_stages: int | None = None
     sleep_after_s: float | None = None
+    nodes: tuple[str, ...] = ()
+    gateway: GatewaySettings | None = None
 
 
 class PipelineExecutor(Executor):
@@ -77,6 +80,7 @@ class PipelineExecutor(Executor):
         self._failure_callback: Callable[[], None] | None = None
         self._failure: str | None = None
         self._pending: ScheduledBatch | None = None
+        self._kv_losses_known = 0
         config = self.vllm_config
         if config.cache_config.kv_cache_memory_bytes is None:
             share = int(_KV_SHARE_OF_FREE_MEMORY * available_bytes())
@@ -90,7 +94,8 @@ class PipelineExecutor(Executor):
             batches_in_flight=settings.batches_in_flight,
             spare_stages=settings.spare_stages,
             sleep_after_s=settings.sleep_after_s,
-            preload=lambda: _preload(config),
+            nodes=settings.nodes,
+            gateway=settings.gateway,
             on_failed=self._on_failed,
         )
         self._control = ControlCalls(self.pipeline, self.model_config.served_model_name, self.version)
@@ -143,6 +148,7 @@ class PipelineExecutor(Executor):
             answer.set_result(EMPTY_MODEL_RUNNER_OUTPUT)
         else:
             self._pending = batch_from_vllm(scheduler_output)
+            self._kv_losses_known = self.pipeline.depth.kv_losses_known
             answer.set_result(None)
         return answer if non_block else answer.result()
 
@@ -163,7 +169,7 @@ class PipelineExecutor(Executor):
             else:
                 answer.set_result(output_to_vllm(done.result()))
 
-        self.pipeline.dispatcher.dispatch(batch).add_done_callback(convert)
+        self.pipeline.dispatcher.dispatch(batch, self._kv_losses_known).add_done_callback(convert)
         return answer if non_block else answer.result()
 
     # -- control -------------------------------------------------------------------------------------------------------
@@ -227,30 +233,3 @@ class PipelineExecutor(Executor):
     def shutdown(self) -> None:
         """End all stages."""
         self.pipeline.close()
-
-
-def _preload(config: VllmConfig) -> WarmModel:
-    """Do, in the zygote, what every stage would do again: imports, kernel registration, weights, freezing the heap.
-
-    Measured for twelve layers on two cores: 2.0 s of processor time a stage without this, of which 0.7 s were two full
-    garbage collections that loading a model runs, 0.45 s registering kernels, 0.5 s reading and packing weights.
-    """
-    import gc
-
-    from vllm.model_executor.layers.quantization.online import base  # noqa: F401
-    from vllm.model_executor.model_loader.utils import get_model_architecture
-    from vllm.platforms import current_platform
-    from vllm.plugins import load_general_plugins
-
-    import runtime.engine.stage_worker  # noqa: F401
-    from runtime.engine.warm_model import WarmModel
-
-    load_general_plugins()
-    current_platform.register_triton_kernel_overrides()
-    get_model_architecture(config.model_config)
-    warm_model = WarmModel()
-    warm_model.load(config)
-    # What is frozen is never walked again: a collection in a child then costs what the child itself made.
-    gc.collect()
-    gc.freeze()
-    return warm_model

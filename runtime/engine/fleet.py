@@ -1,14 +1,15 @@
 """The stage processes of one pipeline: start them, call them, hear from them, end them.
 
 One thread reads the head's inbox and hands every frame on: replies to whoever waits for them, results and rejections
-to the dispatcher. The zygote reports processes that ended, which fails every call that waits for them.
+to the dispatcher. The zygote, or the node runtime of another host, reports processes that ended, which fails every call
+that waits for them. Stages of other hosts speak to this inbox through the gateways.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -22,15 +23,27 @@ import msgspec
 import zmq
 
 from runtime.engine.errors import StageError
+from runtime.engine.stage_process import StageStart
+from runtime.layout import LOCAL_NODE
+from runtime.migration.kv_transfer import KVExchange
+from runtime.transport.address import Address, Neighbourhood
+from runtime.transport.calls import Calls
 from runtime.transport.channel import ChannelError, Inbox, Outbox
-from runtime.transport.frames import Call, FrameError, Rejected, Reply, Result, unpack
+from runtime.transport.frames import Ended, FrameError, Rejected, Reply, Result, unpack
+from runtime.transport.gateway import Gateway
+from runtime.transport.identity import Enrolment, Identity
+from runtime.warm.node import LocalNode, NodeError, clean_up_after
+from runtime.warm.remote_node import RemoteNode
 from runtime.warm.zygote import Zygote, ZygoteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from runtime.engine.stage_process import StageStart
-    from runtime.transport.frames import Buffer
+    from runtime.engine.role import Role
+    from runtime.transport.frames import Buffer, Frame
+    from runtime.transport.identity import Peer
+    from runtime.warm.node import Node
+    from runtime.warm.zygote import Preload
 
 _POLL_MS = 200
 
@@ -40,7 +53,7 @@ class Stage:
     """One live stage process as the head sees it."""
 
     name: str
-    node: str
+    home: Node
     pid: int
     outbox: Outbox
     started_at: float = field(default_factory=time.time)
@@ -48,54 +61,124 @@ class Stage:
     any_role: bool = False
     prepare_ms: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def node(self) -> str:
+        """The name of its node."""
+        return self.home.name
+
+    @property
+    def address(self) -> Address:
+        """Where it is."""
+        return Address(self.home.host, self.name)
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the head reaches other hosts.
+
+    name: of the head among hosts.
+    folder: where its identity and its enrolment are.
+    listen: ``host:port`` on which the nodes reach it.
+    """
+
+    name: str
+    folder: str
+    listen: str
+
 
 class Fleet:
     """All stages of one pipeline. Thread-safe.
 
     Args:
         zygote_main: what a forked stage runs.
-        preload: what the zygote imports before it forks stages.
+        preload: what the zygote does before it forks stages; None for a head without stages on its own host.
+        gateway: how to reach other hosts; None for a pipeline on this host alone.
         on_result: takes results of batches.
         on_rejected: takes refusals of batches.
         on_lost: called with (stage name, reason) when a stage process ends without having been released.
+        on_host_lost: called with (host, reason) when another host is lost.
+        log: takes (event, details...) of the gateway.
 
     """
 
     def __init__(
         self,
         zygote_main: Callable[[bytes, list[int]], None],
-        preload: Callable[[], None],
+        preload: Preload | None,
+        gateway: GatewaySettings | None,
         on_result: Callable[[Result, Sequence[Buffer]], None],
         on_rejected: Callable[[Rejected], None],
         on_lost: Callable[[str, str], None],
+        on_host_lost: Callable[[str, str], None],
+        log: Callable[..., None],
     ) -> None:
         # Fork before this process has sockets and threads of ours that the zygote would only have to forget.
-        self._zygote = Zygote(zygote_main, preload, self._on_exit)
+        self._exchange: KVExchange | None = None
+        self._zygote = Zygote(zygote_main, preload, self._on_local_exit) if preload is not None else None
         self._on_result, self._on_rejected, self._on_lost = on_result, on_rejected, on_lost
+        self._on_host_lost = on_host_lost
+        self.pipeline = secrets.token_hex(4)
         # Only the owner may enter, so the kernel vouches for every peer on these sockets.
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-"))
         self._context = zmq.Context()
-        self._inbox = Inbox(self._context, f"ipc://{self._directory}/head")
         self._lock = threading.Lock()
         self._stages: dict[str, Stage] = {}
         self._starting: set[str] = set()  # being forked: their end may be reported before their start
         self._gone_at_birth: set[str] = set()
-        self._calls: dict[int, tuple[str, Future[Any]]] = {}
-        self._call_numbers = itertools.count(1)
+        self.calls = Calls(StageError)
         self._stage_numbers = itertools.count(1)
         self._closing = False
+        self.gateway = self._open_gateway(gateway, log) if gateway is not None else None
+        host = self.gateway.host if self.gateway is not None else LOCAL_NODE
+        sockets = str(self._directory)
+        self._home = Neighbourhood(host, self.pipeline, sockets, sockets if gateway is not None else None)
+        self.head = Address(host, "head")
+        self._inbox = Inbox(self._context, self._home.inbox(self.head.name))
+        if self.gateway is not None:
+            self.gateway.admit(self.pipeline, self.head.name, self._inbox.address)
         self._reader = threading.Thread(target=self._read, name="stage-frames", daemon=True)
         self._reader.start()
 
-    @property
-    def zygote_pid(self) -> int:
-        """Process id of the zygote."""
-        return self._zygote.pid
+    def _open_gateway(self, settings: GatewaySettings, log: Callable[..., None]) -> Gateway:
+        folder = Path(settings.folder)
+        identity = Identity.load_or_create(folder, settings.name)
+        self._exchange = KVExchange(identity.name)
+        self._exchange.gateway = Gateway(
+            identity,
+            Enrolment(folder),
+            settings.listen,
+            str(self._directory),
+            self._on_node_frame,
+            self._on_silence,
+            log,
+        )
+        return self._exchange.gateway
 
-    @property
-    def head_address(self) -> str:
-        """Where the last stage of a chain sends its results."""
-        return self._inbox.address
+    def local_node(self, name: str) -> LocalNode:
+        """Make a node of this host, whose stages are forked here.
+
+        Raises:
+            StageError: the pipeline was started without a zygote here.
+
+        """
+        if self._zygote is None:
+            raise StageError(f"the pipeline has no weights on this host for node {name!r}")
+        return LocalNode(name, self._zygote, self._home, self._exchange)
+
+    def remote_node(self, name: str) -> RemoteNode:
+        """Make the handle of a node on another host.
+
+        Raises:
+            StageError: this head has no gateway.
+
+        """
+        if self.gateway is None:
+            raise StageError(f"there is no way to node {name!r}: the head has no gateway")
+        return RemoteNode(name, self.pipeline, self.gateway, self.calls)
+
+    def wait_preloaded(self, timeout_s: float) -> None:
+        """Wait until the zygote of this host, if there is one, has the weights; raises ZygoteError with the reason."""
+        if self._zygote is not None:
+            self._zygote.wait_ready(timeout_s)
 
     def stages(self) -> list[Stage]:
         """Return the live stages."""
@@ -107,22 +190,22 @@ class Fleet:
         with self._lock:
             return stage.name in self._stages
 
-    def start(self, start: Callable[[str, str, str], StageStart], node: str, pool_descriptor: int) -> Stage:
-        """Fork a stage process; `start` makes its orders from (name, inbox address, head address)."""
+    def start(self, node: Node, threads: int, role: Role | None) -> Stage:
+        """Fork a stage process on a node; `role` is None for a stage that will be told."""
         name = f"stage-{next(self._stage_numbers)}"
-        address = f"ipc://{self._directory}/{name}"
-        orders = start(name, address, self.head_address)
+        address = Address(node.host, name)
+        orders = msgspec.msgpack.encode(StageStart(name, self.head, threads, role))
         with self._lock:
             self._starting.add(name)
         try:
-            pid = self._zygote.fork(name, msgspec.msgpack.encode(orders), [pool_descriptor])
-            stage = Stage(name, node, pid, Outbox(self._context, address))
-        except ZygoteError as error:
+            pid = node.start(name, orders)
+            stage = Stage(name, node, pid, self._outbox(address))
+        except (ZygoteError, NodeError, ChannelError) as error:
+            raise StageError(str(error)) from error
+        finally:
             with self._lock:
                 self._starting.discard(name)
-            raise StageError(str(error)) from error
         with self._lock:
-            self._starting.discard(name)
             gone = name in self._gone_at_birth
             self._gone_at_birth.discard(name)
             if not gone:
@@ -132,19 +215,20 @@ class Fleet:
             raise StageError(f"{name} ended as soon as it was started")
         return stage
 
+    def _outbox(self, address: Address) -> Outbox:
+        if self.gateway is not None and address.host != self.head.host:
+            self.gateway.reach(address.host)
+        return self._home.outbox(self._context, address)
+
     def call_async(self, stage: Stage, method: str, /, **arguments: Any) -> Future[Any]:
         """Call a stage; the future fails with StageError when the stage says so, or ends."""
-        future: Future[Any] = Future()
-        number = next(self._call_numbers)
-        with self._lock:
-            if stage.name not in self._stages:
-                future.set_exception(StageError(f"{stage.name} is gone"))
-                return future
-            self._calls[number] = (stage.name, future)
-        try:
-            stage.outbox.send(Call(number, method), [msgspec.msgpack.encode(arguments)])
-        except ChannelError as error:
-            self._settle(number, error=StageError(f"{stage.name}: {error}"))
+        if not self.alive(stage):
+            future: Future[Any] = Future()
+            future.set_exception(StageError(f"{stage.name} is gone"))
+            return future
+        _, future = self.calls.send(stage.name, stage.outbox.send, method, arguments)
+        if not self.alive(stage):  # it ended just before its call could be failed with the others
+            self.calls.fail(stage.name, f"{stage.name} is gone")
         return future
 
     def call(self, stage: Stage, method: str, timeout_s: float, /, **arguments: Any) -> Any:
@@ -169,25 +253,25 @@ class Fleet:
         with self._lock:
             if self._stages.pop(stage.name, None) is None:
                 return
-            number = next(self._call_numbers)
-            future: Future[Any] = Future()
-            self._calls[number] = (stage.name, future)
-        with contextlib.suppress(ChannelError):
-            stage.outbox.send(Call(number, "release"), [msgspec.msgpack.encode({})])
+        number, future = self.calls.send(stage.name, stage.outbox.send, "release", {})
         with contextlib.suppress(StageError, TimeoutError):
             future.result(timeout_s)
-        with self._lock:
-            self._calls.pop(number, None)
-        self._zygote.kill(stage.name)
+        self.calls.forget(number)
+        stage.home.kill(stage.name)
         stage.outbox.close()
 
     def kill(self, stage: Stage) -> None:
         """End a stage at once; it is no longer reported as lost."""
         with self._lock:
             self._stages.pop(stage.name, None)
-        self._zygote.kill(stage.name)
-        self._fail_calls(stage.name, f"{stage.name} was ended")
+        stage.home.kill(stage.name)
+        self.calls.fail(stage.name, f"{stage.name} was ended")
         stage.outbox.close()
+
+    def lose(self, stage: Stage, reason: str) -> None:
+        """Take a stage for lost, whose node is."""
+        self._gone(stage.name, reason)
+        stage.home.kill(stage.name)
 
     def close(self) -> None:
         """End all stages and the zygote, and leave no file behind."""
@@ -197,7 +281,10 @@ class Fleet:
             self._stages.clear()
         # First of all: whoever ends a server gives its engine little time. Sockets that are connected stay so.
         shutil.rmtree(self._directory, ignore_errors=True)
-        self._zygote.close()
+        if self._zygote is not None:
+            self._zygote.close()
+        if self.gateway is not None:
+            self.gateway.close()
         self._reader.join(timeout=5)
         self._inbox.close()
         for stage in stages:
@@ -222,30 +309,32 @@ class Fleet:
             elif isinstance(frame, Rejected):
                 self._on_rejected(frame)
             elif isinstance(frame, Reply):
-                if frame.error is not None:
-                    self._settle(frame.call, error=StageError(f"{frame.stage}: {frame.error}"))
-                else:
-                    self._settle(frame.call, value=msgspec.msgpack.decode(buffers[0]))
+                self.calls.answered(frame, buffers)
+            elif isinstance(frame, Ended):
+                self._on_exit(frame.stage, frame.status)
 
-    def _settle(self, number: int, *, value: Any = None, error: StageError | None = None) -> None:
-        with self._lock:
-            _, future = self._calls.pop(number, (None, None))
-        if future is None:
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(value)
+    def _on_node_frame(self, peer: Peer, frame: Frame, buffers: Sequence[Buffer]) -> None:
+        """Take what another host has for the nodes of this one (the thread of the link)."""
+        if self._exchange is None or not self._exchange.on_frame(peer.name, frame, buffers):
+            raise FrameError(f"a head does not take {type(frame).__name__}")
 
-    def _fail_calls(self, name: str, reason: str) -> None:
-        with self._lock:
-            numbers = [number for number, (stage, _) in self._calls.items() if stage == name]
-        for number in numbers:
-            self._settle(number, error=StageError(reason))
+    def _on_silence(self, host: str, reason: str) -> None:
+        """React to the loss of a host: nobody there answers any more."""
+        self.calls.fail(host, reason)
+        if self._exchange is not None:
+            self._exchange.calls.fail(host, reason)
+        self._on_host_lost(host, reason)
+
+    def _on_local_exit(self, name: str, status: int) -> None:
+        clean_up_after(name, self._home, self._exchange)
+        self._on_exit(name, status)
 
     def _on_exit(self, name: str, status: int) -> None:
-        """React to the end of a process (the zygote's reader thread)."""
+        """React to the end of a process (the thread of the zygote's reports, or the reader)."""
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        self._gone(name, f"{name} {how}")
+
+    def _gone(self, name: str, reason: str) -> None:
         with self._lock:
             stage = self._stages.pop(name, None)
             if stage is None and name in self._starting:
@@ -253,8 +342,6 @@ class Fleet:
             lost = stage is not None and not self._closing
         if stage is not None:
             stage.outbox.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self._directory / name)
-        self._fail_calls(name, f"{name} {how}")
+        self.calls.fail(name, reason)
         if lost:
-            self._on_lost(name, f"{name} {how}")
+            self._on_lost(name, reason)

@@ -52,6 +52,7 @@ class _Request:
     computed_tokens: int
     output_token_ids: list[int] = field(default_factory=list)
     generator_state: bytes | None = None
+    holds_kv: bool = True  # not while it is preempted: its blocks may be another's
 
 
 class Ledger:
@@ -127,6 +128,11 @@ class Ledger:
             request = self._find(entry.id)
             if request is not None:
                 request.computed_tokens = entry.computed_tokens + batch.scheduled_tokens[entry.id]
+                request.holds_kv = True
+        for request_id in batch.preempted:
+            request = self._find(request_id)
+            if request is not None:
+                request.holds_kv = False
         if output is None:
             return
         for request_id, tokens in zip(output.request_ids, output.sampled_token_ids, strict=False):
@@ -154,27 +160,50 @@ class Ledger:
         )
 
     def recomputed(self, request_id: str, most_tokens: int) -> list[ScheduledBatch]:
-        """Make batches that compute the settled part of a prompt once more, in the blocks where it is.
+        """Make batches that compute the settled part of a request once more, in the blocks where it is.
 
-        For what a stage keeps beside the KV and nobody else knows: the prompt logprobs so far.
+        For what is gone with a stage or a node. None for a request that holds no KV at the moment.
         """
         request = self._find(request_id)
         if request is None:
             raise KeyError(request_id)
+        if not request.holds_kv:
+            return []
+        return self._computing(request_id, request, most_tokens, request.computed_tokens, None)
+
+    def recomputed_hits(self, batch: ScheduledBatch, most_tokens: int) -> list[ScheduledBatch]:
+        """Make batches that compute what `batch` (dispatched already) expects to find in the prefix cache."""
         batches = []
-        for first in range(0, request.computed_tokens, most_tokens):
-            tokens = min(most_tokens, request.computed_tokens - first)
+        for entry in batch.entries():
+            resumed = isinstance(entry, KnownRequest) and entry.resumed
+            if entry.computed_tokens and (resumed or isinstance(entry, NewRequest)):
+                blocks = entry.new_block_ids if isinstance(entry, KnownRequest) else None
+                request = self._requests[entry.id]
+                batches += self._computing(entry.id, request, most_tokens, entry.computed_tokens, blocks)
+        return batches
+
+    @staticmethod
+    def _computing(
+        request_id: str, request: _Request, most_tokens: int, computed_tokens: int, moved_to: BlockIds | None
+    ) -> list[ScheduledBatch]:
+        """Make batches for the first `computed_tokens` tokens of a request; `moved_to`: its new blocks, if any."""
+        batches = []
+        for first in range(0, computed_tokens, most_tokens):
+            tokens = min(most_tokens, computed_tokens - first)
             batch = ScheduledBatch([], [], {request_id: tokens}, [], None, None)
-            if first == 0:
-                batch.new = [
-                    NewRequest(
-                        request_id, request.prompt_token_ids, request.sampling_params, _copy(request.blocks), first
-                    )
-                ]
-            else:
-                batch.known = [KnownRequest(request_id, False, [], None, first, len(request.output_token_ids))]
+            resumed = first == 0 and moved_to is not None
+            batch.known = [
+                KnownRequest(
+                    request_id, resumed, [], moved_to if resumed else None, first, len(request.output_token_ids)
+                )
+            ]
             batches.append(batch)
         return batches
+
+    def with_kv(self, in_flight: Iterable[str]) -> list[str]:
+        """Return the requests whose settled KV is needed: the running ones, and the ended ones that are in flight."""
+        wanted = set(in_flight)
+        return [*self._requests, *(request_id for request_id in self._ended if request_id in wanted)]
 
     def computed_tokens(self) -> dict[str, int]:
         """Return the settled number of computed tokens of every request."""

@@ -72,6 +72,7 @@ class Grammar(msgspec.Struct):
 class ScheduledBatch(msgspec.Struct):
     """One batch as the scheduler made it, plus the requests that its chain has to be told about first.
 
+    `preempted`: requests that hold no KV any more, for the head's ledger.
     `replayed`: the batch is sent a second time, to other stages or to ones that may have seen it before.
     """
 
@@ -81,6 +82,7 @@ class ScheduledBatch(msgspec.Struct):
     finished: list[str]
     blocks_to_zero: list[int] | None
     block_copies: list[KVCacheBlockCopy] | None
+    preempted: list[str] = []
     grammar: Grammar | None = None
     carried: list[CarriedRequest] = []
     replayed: bool = False
@@ -174,6 +176,7 @@ def batch_from_vllm(scheduled: SchedulerOutput) -> ScheduledBatch:
         finished=sorted(scheduled.finished_req_ids),
         blocks_to_zero=scheduled.new_block_ids_to_zero,
         block_copies=scheduled.kv_cache_block_copies,
+        preempted=sorted(scheduled.preempted_req_ids or ()),
     )
 
 

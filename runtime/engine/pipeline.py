@@ -2,7 +2,7 @@
 
 Implements the effects that `runtime.migration.coordinator` asks for, on top of the fleet (processes) and the dispatcher
 (batches). All stages of a node map the node's KV pool, so a change within a node copies nothing; layers that change
-their node are copied from pool to pool first (`runtime.migration.precopy`). Nodes are on this machine for now.
+their node are copied from pool to pool first (`runtime.engine.nodes`, `runtime.migration.precopy`).
 """
 
 from __future__ import annotations
@@ -14,30 +14,34 @@ import threading
 import time
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from runtime.engine.dispatcher import Chain, Dispatcher
+from runtime.engine.engine_config import describe
 from runtime.engine.errors import StageError
-from runtime.engine.fleet import Fleet, Stage
+from runtime.engine.fleet import Fleet, GatewaySettings, Stage
 from runtime.engine.kv_spec import decode_specs
 from runtime.engine.ledger import Ledger
-from runtime.engine.memory import available_bytes
+from runtime.engine.model_zygote import import_engine, load_model
+from runtime.engine.nodes import Migration, Nodes
 from runtime.engine.recovery import Recovery
 from runtime.engine.role import Role
 from runtime.engine.sleep import Sleep
 from runtime.engine.spares import SpareStages
-from runtime.engine.stage_process import PoolBinding, RouteOrder, StageStart, run_stage
-from runtime.layout import Layout
+from runtime.engine.stage_process import PoolBinding, RouteOrder, run_stage
+from runtime.layout import LOCAL_NODE, Layout
 from runtime.migration.coordinator import ChangeEffects, Coordinator, Cost, Leases
 from runtime.migration.errors import ChangeRefused, NotMovableError
 from runtime.migration.journal import Journal
-from runtime.migration.precopy import LayerMove, PreCopy
 from runtime.migration.protocol import Failed
+from runtime.phase import Phase, open_phase_word
 from runtime.transport.channel import ChannelError
 from runtime.transport.frames import PROBE
-from runtime.warm.kv_pool import KVPool
+from runtime.warm.memory import available_bytes
+from runtime.warm.node import NodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,13 +62,20 @@ _PROCESS_BYTES = 128 << 20  # what a stage touches of its own beside its weights
 
 @dataclass(slots=True)
 class Depth:
-    """How many batches may be in flight at once. Shared with the scheduler.
+    """What the scheduler has to know of the pipeline. Shared with it.
 
-    As many as there are devices that can compute at the same time: stages that share the cores of one node would only
-    take them from each other, and two half-full batches cost nearly twice one full batch.
+    Args:
+        batches: how many may be in flight at once. As many as there are devices that can compute at the same time:
+            stages that share the cores of one node would only take them from each other, and two half-full batches
+            cost nearly twice one full batch.
+        kv_losses: tells how often the KV of some layers was lost.
+        kv_losses_known: how often the scheduler has emptied its prefix cache for that.
+
     """
 
     batches: int = 1
+    kv_losses: Callable[[], int] = lambda: 0
+    kv_losses_known: int = 0
 
 
 @dataclass(slots=True)
@@ -88,11 +99,13 @@ class Pipeline(ChangeEffects):
         batches_in_flight: int,
         spare_stages: int | None,
         sleep_after_s: float | None,
-        preload: Callable[[], WarmModel],
+        nodes: Sequence[str],
+        gateway: GatewaySettings | None,
         on_failed: Callable[[str], None],
         leases: Leases | None = None,
     ) -> None:
         self.journal = Journal()
+        self._config = config
         self._batches_in_flight = batches_in_flight
         self._spare_stages = spare_stages
         self.depth = Depth()
@@ -102,13 +115,12 @@ class Pipeline(ChangeEffects):
         self._total_layers = layout.total_layers
         self._max_batch_tokens = config.scheduler_config.max_num_batched_tokens
         self._max_requests = config.scheduler_config.max_num_seqs
-        self._descriptors: dict[str, int] = {}  # the memory file of every node's KV pool
-        self._pools: dict[str, KVPool] = {}
         self._binding: PoolBinding | None = None
         self._failed = threading.Event()
+        self._phase_word, self._phase_lock = open_phase_word(), threading.Lock()
         self._probes: dict[int, tuple[tuple[str, ...], Future[None]]] = {}  # by epoch: the stages, and when it passed
         self._carried_before = 0
-        self._pre_copy: PreCopy | None = None
+        self._migration: Migration | None = None
         self._abandoned_epoch: int | None = None  # while a change is undone
         self._epochs = 0
         self._assembly = _Assembly(layout, [])
@@ -116,17 +128,27 @@ class Pipeline(ChangeEffects):
         self.dispatcher = Dispatcher(
             Ledger(config.cache_config.block_size), self._on_settled, self._on_batch_failed, self.journal.tell
         )
+        self.depth.kv_losses = lambda: self.dispatcher.kv_losses
         warm: list[WarmModel] = []  # filled in the zygote, inherited by every stage
+        here = not nodes or LOCAL_NODE in layout.nodes
         self.fleet = Fleet(
             lambda payload, descriptors: run_stage(payload, descriptors, config, warm[0]),
-            lambda: warm.append(preload()),
+            (lambda: _preload(config, warm)) if here else None,
+            gateway,
             self._on_result,
             self.dispatcher.on_rejected,
             self._on_lost,
+            self.lose_node,
+            partial(self.journal.tell, "gateway"),
+        )
+        self.nodes = Nodes(
+            [self.fleet.remote_node(name) for name in nodes], self.fleet.local_node if here else None, self.journal
         )
         self.spares = SpareStages(self.fleet, self._start_spare, self.journal)
         self.coordinator = Coordinator(self, self.journal, leases)
-        self.recovery = Recovery(self._repair, self._is_whole, self.coordinator, self.journal, self._fail)
+        self.recovery = Recovery(
+            self._repair, self._is_whole, self.coordinator, self.journal, self._fail, self._show_phase
+        )
         self.sleep = Sleep(
             sleep_after_s,
             self.dispatcher,
@@ -135,12 +157,15 @@ class Pipeline(ChangeEffects):
             self._end_stages,
             self._bring_stages_back,
             self._fail,
+            self._show_phase,
         )
 
     # -- start ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> list[dict[str, Any]]:
         """Start and load the stages of the first layout; returns each stage's KV cache specs."""
+        self.fleet.wait_preloaded(_PREPARE_TIMEOUT_S)
+        self.nodes.open(lambda: msgspec.msgpack.encode(describe(self._config)))
         assembly = self._assembly
         assembly.stages = [self._start_stage(assembly.layout, rank) for rank in range(len(assembly.layout))]
         return [decode_specs(ready["kv_specs"]) for ready in self._prepare_stages(assembly.stages)]
@@ -148,8 +173,7 @@ class Pipeline(ChangeEffects):
     def bind(self, blocks: int, block_tokens: int, layer_bytes: int, layout_name: str) -> None:
         """Reserve the nodes' KV pools, give them to the stages and install the first chain."""
         self._binding = PoolBinding(self._total_layers, blocks, block_tokens, layer_bytes, layout_name)
-        for node in self._assembly.layout.nodes:
-            self._pool_descriptor(node)
+        self.nodes.reserve(self._binding.shape, [self._assembly.layout])
         self.dispatcher.ledger = Ledger(block_tokens)
         self._bind_stages(self._assembly.stages)
         self._assembly.chain = self._connect(self._assembly)
@@ -169,10 +193,12 @@ class Pipeline(ChangeEffects):
         return self.dispatcher.epoch
 
     def plan(self, text: str) -> Layout:
-        """Check a target layout against the model and the memory of this node."""
+        """Check a target layout against the model, the nodes, and their memory for old and new together."""
         target = Layout.parse(text, self._total_layers)
         if target == self._assembly.layout:
             raise ChangeRefused(f"the pipeline already has the layout {target}")
+        if self._binding is not None:
+            self.nodes.reserve(self._binding.shape, [self._assembly.layout, target])
         needed, free = self._extra_bytes(target), available_bytes()
         if needed > free:
             raise ChangeRefused(
@@ -203,16 +229,14 @@ class Pipeline(ChangeEffects):
                 cost.prepare_ms[stage.name] = stage.prepare_ms
             cost.peak_extra_bytes += stage.memory_bytes
         assembly.chain = self._connect(assembly)
-        moved = old.layout.moved_layers(target)
-        if moved:
-            pools = [(self._pools[old.layout.node_of(layer)], self._pools[target.node_of(layer)]) for layer in moved]
-            self._pre_copy = PreCopy(tuple(LayerMove(layer, *pair) for layer, pair in zip(moved, pools, strict=True)))
-            cost.peak_extra_bytes += self._pre_copy.stale_bytes()
+        self._migration = self.nodes.copy(f"{self.fleet.pipeline}.{assembly.chain.epoch}", old.layout, target)
+        if self._migration is not None:
+            cost.peak_extra_bytes += self._migration.stale_bytes()
         return assembly.chain.epoch
 
     def copy_stale(self, cost: Cost) -> CopyRound:
         """Copy what is stale of the layers that change their node, once."""
-        copied = self._pre_copy_of_change().round()
+        copied = self._migration_of_change().round()
         cost.bytes_moved += copied.sent_bytes
         return copied
 
@@ -224,13 +248,13 @@ class Pipeline(ChangeEffects):
         self._carried_before = self.dispatcher.counters.carried_requests
         if not copy_delta:
             return self._flip(target.chain, target.layout)
-        pre_copy = self._pre_copy_of_change()
+        migration = self._migration_of_change()
         self.dispatcher.hold(_HOLD_LEASE_S)
         try:
             if not self.dispatcher.wait_drained(self.epoch(), _HOLD_LEASE_S):
                 raise StageError(f"the batches in flight did not finish within {_HOLD_LEASE_S:g} s")
-            cost.bytes_moved += pre_copy.round().sent_bytes
-            mismatches = pre_copy.mismatches()
+            cost.bytes_moved += migration.round().sent_bytes
+            mismatches = migration.mismatches()
             if mismatches:
                 raise StageError(f"watermarks differ after the last copy, by layer: {mismatches}")
             return self._flip(target.chain, target.layout)
@@ -248,7 +272,9 @@ class Pipeline(ChangeEffects):
         return idle
 
     def interrupt(self) -> None:
-        """End the stages that only the target layout has."""
+        """End the stages that only the target layout has, and a copy that is under way."""
+        if self._migration is not None:
+            self._migration.stop()
         if self._target is not None:
             for stage in self._target.stages:
                 if stage.name not in self._target.kept:
@@ -276,10 +302,14 @@ class Pipeline(ChangeEffects):
             for stage in target.stages:
                 if stage.name not in target.kept:
                     self.fleet.kill(stage)
-        pre_copy, self._pre_copy = self._pre_copy, None
-        if pre_copy is not None:
-            pre_copy.scrub_target()
+        migration, self._migration = self._migration, None
+        if migration is not None:
+            self._tell_left_over(migration.scrub_target())
         self._keep_spares(_REST_S)
+
+    def _tell_left_over(self, problems: Sequence[str]) -> None:
+        for problem in problems:
+            self.journal.tell("pipeline", "left over", problem=problem)
 
     def _serve_from_old(self) -> None:
         """Take the flip back."""
@@ -302,7 +332,7 @@ class Pipeline(ChangeEffects):
         if target is None or old.chain is None:
             raise StageError("there is no change to complete")
         self._assembly, self._target = target, None
-        pre_copy, self._pre_copy = self._pre_copy, None
+        migration, self._migration = self._migration, None
         self._recover_if_lost("its process ended when the change was just committed")
         cost.requests_carried = self.dispatcher.counters.carried_requests - self._carried_before
         self.dispatcher.wait_drained(old.chain.epoch, _CALL_TIMEOUT_S)
@@ -319,8 +349,10 @@ class Pipeline(ChangeEffects):
                 continue
             if stage.name not in target.kept:
                 self.spares.put(stage)
-        if pre_copy is not None:
-            pre_copy.scrub_source()
+        if migration is not None:
+            self._tell_left_over(migration.scrub_source())
+        if self._binding is not None:
+            self.nodes.reserve(self._binding.shape, [target.layout])
         self._keep_spares(_REST_S)
 
     # -- recovery ----------------------------------------------------------------------------------------------------
@@ -337,6 +369,9 @@ class Pipeline(ChangeEffects):
     def _repair(self) -> list[int]:
         """Replace the serving stages that are gone and replay what is in flight; returns its sequence numbers."""
         broken = self._assembly
+        layout = self.nodes.without_lost(broken.layout)
+        if layout != broken.layout:
+            return self._move_from_lost_nodes(layout)
         # Replacements belong to the assembly at once: what is lost of them is lost while serving, and replaced in turn.
         self._assembly = mended = _Assembly(broken.layout, list(broken.stages))
         for rank, stage in enumerate(broken.stages):
@@ -353,6 +388,40 @@ class Pipeline(ChangeEffects):
         self._set_depth(broken.layout)
         self._keep_spares(_REST_S)
         return replayed
+
+    def _move_from_lost_nodes(self, layout: Layout) -> list[int]:
+        """Serve with `layout`, which does without the nodes that are gone, and compute again what they held."""
+        if self._binding is not None:
+            self.nodes.reserve(self._binding.shape, [layout])
+        left = [stage for stage in self._assembly.stages if self.fleet.alive(stage)]
+        self._unroute(left, None)
+        self._assembly = mended = _Assembly(layout, [])
+        self.journal.tell("pipeline", "layers re-placed", layers=str(layout))
+        for rank, placement in enumerate(layout.stages):
+            reused = next((stage for stage in left if stage.node == placement.node and stage.any_role), None)
+            if reused is not None:
+                left.remove(reused)
+            stage = reused or self.spares.take(placement.node)
+            if stage is None:
+                stage = self._start_stage(layout, rank)
+                self._make_ready(stage)
+            mended.stages.append(stage)
+        for stage in left:
+            self.fleet.release(stage)
+        mended.chain = self._connect(mended)
+        replayed = self.dispatcher.restart(mended.chain, self._max_batch_tokens, kv_lost=True)
+        self._set_depth(layout)
+        self._keep_spares(_REST_S)
+        return replayed
+
+    def lose_node(self, name: str, reason: str) -> None:
+        """Do without a node from now on: its processes and its KV are gone, or may be."""
+        if not self.nodes.lose(name, reason):
+            return
+        self.journal.tell("pipeline", "node lost", node=name, reason=reason)
+        for stage in self.fleet.stages():
+            if stage.node == name:
+                self.fleet.lose(stage, reason)
 
     # -- scale to zero -------------------------------------------------------------------------------------------------
 
@@ -407,7 +476,7 @@ class Pipeline(ChangeEffects):
                     zip(self._assembly.stages, self._assembly.layout.stages, strict=False)  # none while asleep
                 )
             ],
-            "spare_stages": {node: self.spares.count(node) for node in self._descriptors},
+            "spare_stages": {node: self.spares.count(node) for node in self.nodes.names()},
             "kv_blocks": self._binding.blocks if self._binding else 0,
             "counters": dataclasses.asdict(self.dispatcher.counters),
             "change": current.id if current else None,
@@ -423,6 +492,19 @@ class Pipeline(ChangeEffects):
         if self.recovery.running:
             return "recovering"
         return str(current.machine.step) if current else "serving"
+
+    def _show_phase(self) -> None:
+        """Let the head know whether a request has to wait for more than its turn."""
+        if self._phase_word is None:
+            return  # nobody is there to look
+        with self._phase_lock:
+            if self._failed.is_set():
+                phase = Phase.FAILED
+            elif self.sleep.phase is not None:
+                phase = Phase[self.sleep.phase.upper()]
+            else:
+                phase = Phase.RECOVERING if self.recovery.running else Phase.AWAKE
+            self._phase_word.write(phase)
 
     def close(self) -> None:
         """End everything."""
@@ -462,10 +544,10 @@ class Pipeline(ChangeEffects):
         self._bind_stages([stage])
 
     def _fork(self, node: str, role: Role | None) -> Stage:
-        def orders(name: str, inbox: str, head: str) -> StageStart:
-            return StageStart(name, inbox, head, self._threads, role)
-
-        return self.fleet.start(orders, node, self._pool_descriptor(node))
+        try:
+            return self.fleet.start(self.nodes.get(node), self._threads, role)
+        except NodeError as error:
+            raise StageError(str(error)) from error
 
     def _keep_spares(self, rest_s: float = 0.0) -> None:
         """Keep enough spare stages on each node for the next change: those it has now and one more, if not told."""
@@ -476,18 +558,10 @@ class Pipeline(ChangeEffects):
         wanted = {node: nodes.count(node) + 1 if self._spare_stages is None else self._spare_stages for node in nodes}
         self.spares.keep(wanted, rest_s)
 
-    def _pool_descriptor(self, node: str) -> int:
-        """Return the memory file of a node's KV pool, made when the node gets its first stage."""
-        if node not in self._descriptors:
-            self._descriptors[node] = KVPool.new_descriptor(node)
-        if node not in self._pools and self._binding is not None:
-            self._pools[node] = KVPool.reserve(self._descriptors[node], self._binding.shape)
-        return self._descriptors[node]
-
-    def _pre_copy_of_change(self) -> PreCopy:
-        if self._pre_copy is None:
+    def _migration_of_change(self) -> Migration:
+        if self._migration is None:
             raise StageError("nothing was prepared to be copied")
-        return self._pre_copy
+        return self._migration
 
     def _prepare_stages(self, stages: Sequence[Stage]) -> list[dict[str, Any]]:
         clock = time.perf_counter()
@@ -515,7 +589,7 @@ class Pipeline(ChangeEffects):
         """Give the stages their roles and routes for a fresh epoch, and send a probe through all of them."""
         self._epochs += 1
         epoch, stages = self._epochs, assembly.stages
-        addresses = [stage.outbox.address for stage in stages[1:]] + [self.fleet.head_address]
+        addresses = [stage.address for stage in stages[1:]] + [self.fleet.head]
         batch_tokens = self.dispatcher.usual_tokens(self._max_requests)
         futures = []
         for rank, (stage, address) in enumerate(zip(stages, addresses, strict=True)):
@@ -610,6 +684,13 @@ class Pipeline(ChangeEffects):
     def _fail(self, reason: str) -> None:
         if not self._failed.is_set():
             self._failed.set()
+            self._show_phase()
             self.journal.tell("pipeline", "failed", reason=reason)
             self.dispatcher.fail(StageError(reason))
             self._on_failed(reason)
+
+
+def _preload(config: VllmConfig, warm: list[WarmModel]) -> None:
+    """Do, in the zygote of this host, what every stage would do again."""
+    import_engine()
+    warm.append(load_model(config))

@@ -39,6 +39,7 @@ class Recovery:
         coordinator: makes no change meanwhile.
         journal: is told what happens.
         give_up: called with the reason when the pipeline cannot be repaired.
+        on_phase: called when `running` has changed.
 
     """
 
@@ -49,9 +50,10 @@ class Recovery:
         coordinator: Coordinator,
         journal: Journal,
         give_up: Callable[[str], None],
+        on_phase: Callable[[], None] = lambda: None,
     ) -> None:
         self._repair, self._is_whole, self._coordinator = repair, is_whole, coordinator
-        self._journal, self._give_up = journal, give_up
+        self._journal, self._give_up, self._on_phase = journal, give_up, on_phase
         self._changed = threading.Condition()
         self._lost: dict[str, str] = {}  # reasons by stage
         self._running = False
@@ -76,6 +78,7 @@ class Recovery:
             self._lost[name] = reason
             if not self._running:
                 self._running = True
+                self._on_phase()
                 threading.Thread(target=self._run, name="recovery", daemon=True).start()
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
@@ -102,6 +105,7 @@ class Recovery:
             with self._changed:
                 if not self._lost or not recovered:
                     self._running = False
+                    self._on_phase()
                     return
 
     def _recover(self, subject: str) -> bool:

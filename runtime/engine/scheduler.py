@@ -40,11 +40,22 @@ class PipelineScheduler(Scheduler):
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Schedule one batch; remember when nothing could be scheduled because all requests are in flight."""
+        if self._depth.kv_losses_known < (losses := self._depth.kv_losses()):
+            self._forget_unused_prefixes()
+            self._depth.kv_losses_known = losses
         output = super().schedule(*args, **kwargs)
         self._nothing_to_schedule = output.total_num_scheduled_tokens == 0
         if not self._nothing_to_schedule:
             self._batches_in_flight += 1
         return output
+
+    def _forget_unused_prefixes(self) -> None:
+        """Find no more in the prefix cache what no request holds: its KV went with a node.
+
+        What requests hold is computed again.
+        """
+        pool = self.kv_cache_manager.block_pool
+        pool.evict_blocks({block.block_id for block in pool.blocks if block.ref_cnt == 0 and block.block_hash})
 
     def update_from_output(self, scheduler_output: SchedulerOutput, output: ModelRunnerOutput) -> Any:
         """Take a batch's output; its requests can be scheduled again."""

@@ -33,6 +33,7 @@ class Sleep:
         end_stages: ends all stages and spares.
         bring_back: starts the stages again and installs their chain; raises when that fails.
         give_up: called with the reason when they cannot be brought back.
+        on_phase: called when `phase` has changed.
 
     """
 
@@ -45,10 +46,12 @@ class Sleep:
         end_stages: Callable[[], None],
         bring_back: Callable[[], None],
         give_up: Callable[[str], None],
+        on_phase: Callable[[], None] = lambda: None,
     ) -> None:
         self._after_s = after_s
         self._dispatcher, self._coordinator, self._journal = dispatcher, coordinator, journal
         self._end_stages, self._bring_back, self._give_up = end_stages, bring_back, give_up
+        self._on_phase = on_phase
         self._wanted, self._awake, self._closing = threading.Event(), threading.Event(), threading.Event()
         self._awake.set()
         self.phase: str | None = None  # "asleep" or "waking"; None when awake
@@ -92,13 +95,13 @@ class Sleep:
             self._awake.set()
 
     def _sleep(self) -> None:
-        self.phase = "asleep"
+        self._enter("asleep")
         self._end_stages()
         self._journal.tell("pipeline", "asleep")
         self._wanted.wait()
         if self._closing.is_set():
             return
-        self.phase = "waking"
+        self._enter("waking")
         clock = time.perf_counter()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
@@ -109,5 +112,9 @@ class Sleep:
                 if attempt == _ATTEMPTS:
                     self._give_up(f"the pipeline could not be woken: {error}")
                     return
-        self.phase = None
+        self._enter(None)
         self._journal.tell("pipeline", "awake", total_ms=round(1e3 * (time.perf_counter() - clock), 1))
+
+    def _enter(self, phase: str | None) -> None:
+        self.phase = phase
+        self._on_phase()

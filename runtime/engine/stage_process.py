@@ -34,9 +34,9 @@ from vllm.platforms import current_platform
 from runtime.engine.compute_threads import ComputeThreads
 from runtime.engine.errors import StageError
 from runtime.engine.kv_spec import encode_specs
-from runtime.engine.memory import anonymous_bytes
 from runtime.engine.messages import BatchOutput, decode_batch, encode
 from runtime.engine.role import Role
+from runtime.transport.address import Address, Neighbourhood
 from runtime.transport.channel import Inbox, Outbox
 from runtime.transport.frames import (
     PROBE,
@@ -52,6 +52,8 @@ from runtime.transport.frames import (
     unpack,
 )
 from runtime.warm.kv_pool import KVPool, KVPoolShape
+from runtime.warm.memory import anonymous_bytes
+from runtime.warm.node import StagePayload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -75,8 +77,7 @@ class StageStart(msgspec.Struct, frozen=True):
     """
 
     name: str
-    inbox: str
-    head: str
+    head: Address
     threads: int
     role: Role | None = None
 
@@ -102,11 +103,12 @@ class PoolBinding(msgspec.Struct, frozen=True):
 
 def run_stage(payload: bytes, descriptors: Sequence[int], vllm_config: VllmConfig, warm_model: WarmModel) -> None:
     """Be a stage until the head says otherwise or goes away. `descriptors` holds the KV pool's memory file."""
-    start = msgspec.msgpack.decode(payload, type=StageStart)
+    given = msgspec.msgpack.decode(payload, type=StagePayload)
+    start = msgspec.msgpack.decode(given.orders, type=StageStart)
     if start.threads:
         # The number of threads belongs to the thread that starts them: this one computes.
         _set_num_threads(start.threads)
-    StageProcess(start, descriptors[0], vllm_config, warm_model).serve()
+    StageProcess(start, given.home, descriptors[0], vllm_config, warm_model).serve()
 
 
 class RouteOrder(msgspec.Struct, frozen=True):
@@ -114,7 +116,7 @@ class RouteOrder(msgspec.Struct, frozen=True):
 
     epoch: int
     role: Role
-    next: str
+    next: Address
     batch_tokens: int
 
 
@@ -123,6 +125,7 @@ class _Route:
     """How this stage serves one epoch: in which role, and who gets what it computes."""
 
     role: Role
+    next: Address
     outbox: Outbox
 
 
@@ -133,16 +136,23 @@ class _AbandonedError(Exception):
 class StageProcess:
     """The loop around a `StageWorker`."""
 
-    def __init__(self, start: StageStart, pool_descriptor: int, vllm_config: VllmConfig, warm_model: WarmModel) -> None:
-        self._start = start
+    def __init__(
+        self,
+        start: StageStart,
+        home: Neighbourhood,
+        pool_descriptor: int,
+        vllm_config: VllmConfig,
+        warm_model: WarmModel,
+    ) -> None:
+        self._start, self._home = start, home
         self._pool_descriptor = pool_descriptor
         self._vllm_config = vllm_config
         self._warm_model = warm_model
         self._context = zmq.Context()
-        self._inbox = Inbox(self._context, start.inbox)
-        self._head = Outbox(self._context, start.head)
+        self._inbox = Inbox(self._context, home.inbox(start.name))
+        self._head = home.outbox(self._context, start.head)
         self._routes: dict[int, _Route] = {}  # by epoch
-        self._outboxes: dict[str, Outbox] = {start.head: self._head}
+        self._outboxes: dict[Address, Outbox] = {start.head: self._head}
         self._waiting: deque[tuple[Frame, Sequence[Buffer]]] = deque()  # came while a batch was being computed
         self._hidden: dict[tuple[int, int], tuple[Hidden, Sequence[Buffer]]] = {}  # by epoch and sequence
         self._worker: StageWorker | None = None
@@ -325,8 +335,8 @@ class StageProcess:
             if self._compute_threads is not None:
                 self._compute_threads.spread(route.role.rank)
         if route.next not in self._outboxes:
-            self._outboxes[route.next] = Outbox(self._context, route.next)
-        self._routes[route.epoch] = _Route(route.role, self._outboxes[route.next])
+            self._outboxes[route.next] = self._home.outbox(self._context, route.next)
+        self._routes[route.epoch] = _Route(route.role, route.next, self._outboxes[route.next])
 
     def _unroute(self, arguments: dict[str, Any]) -> None:
         """Stop serving `epoch`, or every one if it is None: its frames are rejected from now on.
@@ -336,10 +346,9 @@ class StageProcess:
         epoch = arguments["epoch"]
         ending = [number for number in self._routes if epoch in (None, number)]
         for number in ending:
-            outbox = self._routes.pop(number).outbox
-            if outbox is not self._head and all(outbox is not other.outbox for other in self._routes.values()):
-                del self._outboxes[outbox.address]
-                outbox.close()
+            to = self._routes.pop(number).next
+            if to != self._start.head and all(to != other.next for other in self._routes.values()):
+                self._outboxes.pop(to).close()
         self._hidden = {key: value for key, value in self._hidden.items() if key[0] in self._routes}
         if ending and not self._routes:
             self._ready_worker().forget_requests()

@@ -40,6 +40,7 @@ from runtime.engine.messages import (
 )
 from runtime.engine.seeded_generator import SeededGenerator
 from runtime.engine.substitution import substituted
+from runtime.engine.token_map import find_token_map
 from runtime.engine.warm_model import GROUPS, SoloGroup
 from runtime.warm.kv_pool import KVPool, block_spans
 
@@ -80,6 +81,7 @@ class StageWorker(BaseWorker):
     role: Role
     warm_model: WarmModel
     pool: KVPool
+    _kv_view: tuple[Any, ...] | None = None  # how vLLM views one layer of the pool
     met_sizes: dict[int, set[object]]  # by number of tokens: the layers, and the sampler, that met such a batch
 
     @property
@@ -145,6 +147,11 @@ class StageWorker(BaseWorker):
                 raise StageError(f"this stage made {config.num_blocks} KV blocks, the pool has {shape.blocks}")
             with substituted(gpu_model_runner, "allocate_kv_cache", self._view_pool):
                 self.initialize_from_config(config)
+        if pool.token_map is None and self._kv_view is not None:
+            name, *view = self._kv_view
+            known = find_token_map(name, self.model_runner.compilation_config.static_forward_context[name], *view)
+            if known is not None:
+                pool.token_map = known
 
     @torch.inference_mode()
     def rehearse(self, tokens: int) -> None:
@@ -193,6 +200,7 @@ class StageWorker(BaseWorker):
                 place = KVCacheTensor(len(memory), [name], layer_stride=len(memory), block_stride=spec.page_size_bytes)
                 raw = torch.frombuffer(memory, dtype=torch.int8).to(device)
                 kernel_block_size = kernel_block_sizes[group_index] if kernel_block_sizes else None
+                self._kv_view = name, spec, layout, kernel_block_size
                 (views[name],) = create_kv_cache_views(raw, spec, config.num_blocks, layout, place, kernel_block_size)
         return views
 

@@ -16,6 +16,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from runtime.head.access import TOKEN_VARIABLE, AccessPolicy, is_loopback
+from runtime.head.hold import Hold, HoldLimits
+from runtime.phase import open_phase_word
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -45,8 +47,12 @@ class ControlPlugin:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add the routes."""
+        """Add the routes, and what holds requests while the pipeline is not awake."""
         app.include_router(router)
+        word = open_phase_word()
+        if word is not None:  # None when this server was not started by `midstream serve`
+            # vLLM adds its own middleware after this and so around it: who has no key is refused before being held.
+            app.add_middleware(Hold, standing=word.read, limits=HoldLimits.from_environment(os.environ))
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         """Keep what the routes need."""

@@ -23,7 +23,10 @@ DEFAULT_PORT = 8000
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """What `midstream serve` was asked for. `extra` are flags for vLLM, passed on as they are."""
+    """What `midstream serve` was asked for. `extra` are flags for vLLM, passed on as they are.
+
+    `gateway` says how to reach `nodes` (`runtime.engine.fleet.GatewaySettings`).
+    """
 
     layers: str | None = None
     host: str = DEFAULT_HOST
@@ -32,6 +35,10 @@ class ServeOptions:
     batches_in_flight: int = 0
     spare_stages: int | None = None
     sleep_after_s: float | None = None
+    hold_requests: int = 256
+    hold_seconds: float = 30.0
+    nodes: Sequence[str] = ()
+    gateway: Mapping[str, str] | None = None
     extra: Sequence[str] = ()
 
 
@@ -52,6 +59,8 @@ def vllm_arguments(model: ResolvedModel, options: ServeOptions, *, on_cpu: bool)
         "batches_in_flight": options.batches_in_flight,
         "spare_stages": options.spare_stages,
         "sleep_after_s": options.sleep_after_s,
+        "nodes": list(options.nodes),
+        "gateway": options.gateway,
     }
     return [
         "--model",
@@ -72,9 +81,8 @@ def vllm_arguments(model: ResolvedModel, options: ServeOptions, *, on_cpu: bool)
     ]
 
 
-def environment(model: ResolvedModel, current: Mapping[str, str], *, on_cpu: bool) -> dict[str, str]:
-    """Return the variables to set before vLLM is imported; what the user has set stays."""
-    plugins = [name for name in current.get("VLLM_PLUGINS", "").split(",") if name]
+def engine_environment(current: Mapping[str, str], *, on_cpu: bool) -> dict[str, str]:
+    """Return the variables that every process with an engine needs before vLLM is imported; what is set stays."""
     wanted = {
         # vLLM would give every stage cores of its own; ours take turns on all of them (runtime.engine.compute_threads).
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -85,9 +93,16 @@ def environment(model: ResolvedModel, current: Mapping[str, str], *, on_cpu: boo
         # Without it the first request for logprobs, and again after each change, waits seconds for a C++ compiler.
         **({"TORCHDYNAMO_DISABLE": "1"} if on_cpu else {}),
         "VLLM_USE_V2_MODEL_RUNNER": "0",
-        **({"HF_HUB_OFFLINE": "1"} if model.origin != "hub" else {}),
     }
-    chosen = {name: value for name, value in wanted.items() if name not in current}
+    return {name: value for name, value in wanted.items() if name not in current}
+
+
+def environment(model: ResolvedModel, current: Mapping[str, str], *, on_cpu: bool) -> dict[str, str]:
+    """Return the variables to set before vLLM is imported; what the user has set stays."""
+    plugins = [name for name in current.get("VLLM_PLUGINS", "").split(",") if name]
+    chosen = engine_environment(current, on_cpu=on_cpu)
+    if model.origin != "hub" and "HF_HUB_OFFLINE" not in current:
+        chosen["HF_HUB_OFFLINE"] = "1"
     # The allowlist of vLLM plugins: ours adds the control API.
     chosen["VLLM_PLUGINS"] = ",".join([*plugins, "midstream"])
     return chosen
@@ -98,8 +113,14 @@ def serve(model: ResolvedModel, options: ServeOptions) -> None:
     from runtime.engine.compat import built_for_cpu, check_torchvision, installed_version
 
     installed_version()
+    # Now that its packages are known to be there.
+    from runtime.head.hold import HoldLimits
+    from runtime.phase import PHASE_VARIABLE, make_phase_word
+
     on_cpu = built_for_cpu()
     os.environ.update(environment(model, os.environ, on_cpu=on_cpu))
+    os.environ.update(HoldLimits(options.hold_requests, options.hold_seconds).as_environment())
+    os.environ[PHASE_VARIABLE] = make_phase_word()
     check_torchvision()
     # Not `vllm.entrypoints.cli`: it asks for the distribution `vllm`, which the processor build is not.
     from vllm.entrypoints.launchers.api_server.entry import main as vllm_main

@@ -56,10 +56,17 @@ class Inbox:
 
 
 class Outbox:
-    """A connected socket that sends frames in order. Thread-safe."""
+    """A connected socket that sends frames in order. Thread-safe. `envelope`, if given, precedes each message."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: str,
+        timeout_s: float = 30.0,
+        envelope: str | None = None,
+    ) -> None:
         self.address = address
+        self._envelope = [] if envelope is None else [envelope.encode()]
         self._lock = threading.Lock()
         self._socket = context.socket(zmq.PUSH)
         self._socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MARK)
@@ -78,7 +85,11 @@ class Outbox:
             ChannelError: the peer takes no messages.
 
         """
-        parts = pack(frame, buffers)
+        self.send_parts(pack(frame, buffers))
+
+    def send_parts(self, message: Sequence[Buffer]) -> None:
+        """Send a message that is packed already; raises as `send` does."""
+        parts = [*self._envelope, *message]
         with self._lock:
             try:
                 self._socket.send_multipart(parts, copy=all(len(part) < _COPY_BELOW for part in parts))

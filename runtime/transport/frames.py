@@ -10,8 +10,10 @@ or mistyped field, or with the wrong number of buffers is rejected as a whole (i
                stage 0 --- Hidden ---> stage 1 --- Hidden ---> ... ---> last stage
     head <----------------------------- Result ----------------------------+
     head <---- Rejected ---- any stage            (a frame of an epoch that it has no route for)
-    head ----- Call -------> any stage            (control: prepare, bind, route, release)
-    head <---- Reply ------- any stage
+    head ----- Call -------> any stage, any node  (control: prepare, bind, route, release; start, copy)
+    head <---- Reply ------- any stage, any node
+    head <---- Ended ------- any node             (a stage process of it has ended)
+    node ----- KVTokens ---> another node         (KV on its way, `runtime.migration.precopy`)
 """
 
 from __future__ import annotations
@@ -114,7 +116,22 @@ class Reply(msgspec.Struct, tag="reply", frozen=True):
     buffers: int = 1
 
 
-Frame = Batch | Hidden | Result | Rejected | Call | Reply
+class Ended(msgspec.Struct, tag="ended", frozen=True):
+    """A stage process of a node has ended; `status` is its exit code, negative for a signal."""
+
+    stage: str
+    status: int
+    buffers: int = 0
+
+
+class KVTokens(msgspec.Struct, tag="kv", frozen=True):
+    """Tokens of a copy between nodes; the buffers are the entries and the payload of a `KVDelta`."""
+
+    copy: str
+    buffers: int = 2
+
+
+Frame = Batch | Hidden | Result | Rejected | Call | Reply | Ended | KVTokens
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
@@ -148,6 +165,21 @@ def unpack(parts: Sequence[Buffer]) -> tuple[Frame, Sequence[Buffer]]:
     buffers = parts[1:]
     if len(buffers) != frame.buffers:
         raise FrameError(f"{type(frame).__name__} announces {frame.buffers} buffers, but {len(buffers)} came")
-    if isinstance(frame, Call | Reply) and frame.buffers != (0 if getattr(frame, "error", None) is not None else 1):
-        raise FrameError(f"a {type(frame).__name__} has exactly one buffer, or none with an error, not {frame.buffers}")
+    expected = _buffers_of(frame)
+    if expected is not None and frame.buffers != expected:
+        raise FrameError(f"a {type(frame).__name__} has {expected} buffers, not {frame.buffers}")
     return frame, buffers
+
+
+def _buffers_of(frame: Frame) -> int | None:
+    """Return how many buffers a frame must have; None where it says so itself."""
+    match frame:
+        case Call():
+            return 1
+        case Reply():
+            return 1 if frame.error is None else 0
+        case KVTokens():
+            return 2
+        case Ended() | Rejected():
+            return 0
+    return None

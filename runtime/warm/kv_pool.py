@@ -9,11 +9,14 @@ Beside the bytes the pool keeps, for every layer and block, a *watermark*: how m
 valid, and a *generation* that changes when the block starts over with other content. A stage writes both after each
 batch; a new owner checks them before it computes (invariant I2), and pre-copy uses them to send only what is stale.
 
-Layout of the memory file (all little-endian int32, native order)::
+Layout of the memory file (tables are int32 in native order, each page aligned)::
 
     watermark  [layers, blocks]      tokens valid in the block
-    generation [layers, blocks]      times the block was started from its first token
+    generation [layers, blocks]      times that tokens of the block were written again
+    token map  [1 + block bytes]     where in a block each token lies (`TokenMap`); zero until a stage has told
     layer 0 .. layer L-1             each `layer_bytes` long, page aligned; the engine decides what is inside
+
+While a block's generation stays, tokens below its watermark do not change: it is only appended to.
 
 Only one stage writes a layer at a time: the executor never has two epochs write the same block at once.
 """
@@ -21,11 +24,13 @@ Only one stage writes a layer at a time: the executor never has two epochs write
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import mmap
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 if TYPE_CHECKING:
@@ -42,7 +47,30 @@ class KVPoolError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class KVPoolShape:
+class TokenMap:
+    """Where the elements of each token lie in a block: kernels interleave tokens as suits them.
+
+    Args:
+        element_bytes: size of one element of the cache.
+        offsets: ``[block_tokens, elements of a token]``, in elements from the start of the block.
+
+    """
+
+    element_bytes: int
+    offsets: npt.NDArray[np.int32]
+
+    @classmethod
+    def whole_blocks(cls, shape: KVPoolShape) -> TokenMap:
+        """Stand in for a map where none is known: good for nothing but whole blocks."""
+        size = next(size for size in (8, 4, 2, 1) if shape.block_bytes % (size * shape.block_tokens) == 0)
+        return cls(size, np.arange(shape.block_bytes // size, dtype=np.int32).reshape(shape.block_tokens, -1))
+
+    def digest(self) -> bytes:
+        """Name this map: two nodes can exchange tokens when theirs have the same name."""
+        return hashlib.blake2b(self.offsets.tobytes(), digest_size=16, salt=bytes([self.element_bytes])).digest()
+
+
+class KVPoolShape(msgspec.Struct, frozen=True):
     """Dimensions of a pool: `layers` layers of `blocks` blocks with `block_tokens` tokens, `layer_bytes` per layer."""
 
     layers: int
@@ -66,9 +94,24 @@ class KVPoolShape:
         return _aligned(4 * self.layers * self.blocks)
 
     @property
+    def map_bytes(self) -> int:
+        """Bytes reserved for the token map: an offset for every byte of a block at most."""
+        return _aligned(4 * (1 + self.block_bytes))
+
+    @property
+    def layers_start(self) -> int:
+        """Where the first layer begins."""
+        return 2 * self.table_bytes + self.map_bytes
+
+    @property
+    def layer_stride(self) -> int:
+        """Bytes from one layer to the next."""
+        return _aligned(self.layer_bytes)
+
+    @property
     def total_bytes(self) -> int:
         """Size of the memory file; pages that nobody touched cost nothing."""
-        return 2 * self.table_bytes + self.layers * _aligned(self.layer_bytes)
+        return self.layers_start + self.layers * self.layer_stride
 
 
 class KVPool:
@@ -90,6 +133,7 @@ class KVPool:
         cells = shape.layers * shape.blocks
         self.watermark = np.frombuffer(self._map, np.int32, cells).reshape(table)
         self.generation = np.frombuffer(self._map, np.int32, cells, offset=shape.table_bytes).reshape(table)
+        self._map_table = np.frombuffer(self._map, np.int32, 1 + shape.block_bytes, offset=2 * shape.table_bytes)
 
     @staticmethod
     def new_descriptor(name: str) -> int:
@@ -114,19 +158,45 @@ class KVPool:
         """Return the writable bytes of `layer`, `shape.layer_bytes` long."""
         if not 0 <= layer < self.shape.layers:
             raise KVPoolError(f"layer {layer} is not in this pool of {self.shape.layers} layers")
-        start = 2 * self.shape.table_bytes + layer * _aligned(self.shape.layer_bytes)
+        start = self.shape.layers_start + layer * self.shape.layer_stride
         return memoryview(self._map)[start : start + self.shape.layer_bytes]
+
+    def elements(self, element_bytes: int) -> npt.NDArray[np.generic]:
+        """View all layers as ``[layers, elements]``; a block's elements are next to each other."""
+        shape = self.shape
+        kind = np.dtype(f"u{element_bytes}")
+        flat = np.frombuffer(self._map, kind, shape.layers * shape.layer_stride // element_bytes, shape.layers_start)
+        return flat.reshape(shape.layers, -1)
+
+    @property
+    def token_map(self) -> TokenMap | None:
+        """Where each token lies in a block, once a stage has told."""
+        element_bytes = int(self._map_table[0])
+        if element_bytes == 0:
+            return None
+        per_token = self.shape.block_bytes // element_bytes // self.shape.block_tokens
+        offsets = self._map_table[1 : 1 + per_token * self.shape.block_tokens]
+        return TokenMap(element_bytes, offsets.reshape(self.shape.block_tokens, per_token).copy())
+
+    @token_map.setter
+    def token_map(self, known: TokenMap) -> None:
+        expected = (self.shape.block_tokens, self.shape.block_bytes // known.element_bytes // self.shape.block_tokens)
+        if known.offsets.shape != expected:
+            raise KVPoolError(f"a token map of {known.offsets.shape} offsets does not fit this pool's {expected}")
+        self._map_table[1 : 1 + known.offsets.size] = known.offsets.reshape(-1)
+        self._map_table[0] = known.element_bytes  # last: a reader sees a whole map or none
 
     def record_written(self, layers: range, blocks: Sequence[int], first: Sequence[int], stop: Sequence[int]) -> None:
         """Record that tokens ``[first[i], stop[i])`` of ``blocks[i]`` were just written in all `layers`.
 
-        Writing token 0 of a block starts a new generation of it.
+        Writing tokens that were there already, or the first one, starts a new generation of the block.
         """
         index = np.asarray(blocks, np.intp)
         rows = slice(layers.start, layers.stop)
-        started = index[np.asarray(first) == 0]
-        if started.size:
-            self.generation[rows, started] += 1
+        begin = np.asarray(first, np.int32)
+        again = (begin == 0) | (self.watermark[rows, index] > begin).any(axis=0)
+        if again.any():
+            self.generation[rows, index[again]] += 1
         self.watermark[rows, index] = np.asarray(stop, np.int32)
 
     def stale_blocks(self, layers: range, blocks: Sequence[int], tokens: int) -> list[tuple[int, int, int]]:
@@ -163,7 +233,7 @@ class KVPool:
         shape = self.shape
         for layer in layers:
             used = np.flatnonzero(self.watermark[layer])
-            start = 2 * shape.table_bytes + layer * _aligned(shape.layer_bytes)
+            start = shape.layers_start + layer * shape.layer_stride
             for run in np.split(used, np.flatnonzero(np.diff(used) > 1) + 1):
                 if run.size:
                     first = (start + int(run[0]) * shape.block_bytes) // _ALIGNMENT * _ALIGNMENT
@@ -179,9 +249,9 @@ class KVPool:
         """Zero the KV and the bookkeeping of `layers` and give their pages back to the kernel."""
         self.watermark[layers.start : layers.stop] = 0
         self.generation[layers.start : layers.stop] = 0
-        start = 2 * self.shape.table_bytes + layers.start * _aligned(self.shape.layer_bytes)
+        start = self.shape.layers_start + layers.start * self.shape.layer_stride
         # MADV_REMOVE punches a hole: the pages are gone for every process that maps the file.
-        self._map.madvise(mmap.MADV_REMOVE, start, len(layers) * _aligned(self.shape.layer_bytes))
+        self._map.madvise(mmap.MADV_REMOVE, start, len(layers) * self.shape.layer_stride)
 
 
 def block_spans(blocks: Sequence[int], block_tokens: int, first: int, stop: int) -> list[tuple[int, int, int]]:
@@ -196,11 +266,6 @@ def block_spans(blocks: Sequence[int], block_tokens: int, first: int, stop: int)
         start = position * block_tokens
         spans.append((blocks[position], max(first - start, 0), min(stop - start, block_tokens)))
     return spans
-
-
-def tables_view(table: npt.NDArray[np.int32], layers: Sequence[int]) -> npt.NDArray[np.int32]:
-    """Return the rows of a bookkeeping table for `layers`, as a copy that no writer changes."""
-    return table[np.asarray(layers, np.intp)].copy()
 
 
 def _aligned(size: int) -> int:

@@ -3,9 +3,13 @@
 Importing the engine takes most of a stage's start. The zygote is forked once from a process that has done it (or
 does it in `preload`), opens no device, starts no thread, and then only waits for orders::
 
+    parent <-- Ready, or NotReady(reason) -------------- zygote   (once, when it is preloaded)
     parent --- Fork(key, payload) + file descriptors --> zygote --- fork --> child runs main(payload, descriptors)
     parent <-- Forked(key, pid), or NotForked ---------- zygote
     parent <-- Exited(key, pid, status) ---------------- zygote   (whenever a child ends, whatever the reason)
+
+A child of a zygote can become a zygote itself (`Zygote.within`, `be_zygote`): what is common to all models is preloaded
+once, the weights of each model in a child, its stages are forked from that.
 
 The socket is a private pair inherited by fork: nobody else can speak on it. When the parent goes, the socket
 closes and the zygote ends its children; when the zygote is killed, the kernel ends them (PR_SET_PDEATHSIG).
@@ -22,7 +26,7 @@ import socket
 import sys
 import threading
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     ChildMain = Callable[[bytes, list[int]], None]
+    Preload = Callable[[], Any]
 
 _MESSAGE_BYTES = 1 << 16
 _MAX_DESCRIPTORS = 16
@@ -38,6 +43,18 @@ _PR_SET_PDEATHSIG = 1
 
 class ZygoteError(RuntimeError):
     """The zygote is gone or could not fork."""
+
+
+class Ready(msgspec.Struct, tag="ready", frozen=True):
+    """Report: the zygote is preloaded and takes orders; `facts` is what `preload` returned, as plain data."""
+
+    facts: Any = None
+
+
+class NotReady(msgspec.Struct, tag="not_ready", frozen=True):
+    """Report: preloading failed and the zygote ends."""
+
+    reason: str
 
 
 class Fork(msgspec.Struct, tag="fork", frozen=True):
@@ -71,7 +88,7 @@ class Exited(msgspec.Struct, tag="exited", frozen=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_order = msgspec.msgpack.Decoder(Fork).decode
-_decode_report = msgspec.msgpack.Decoder(Forked | NotForked | Exited).decode
+_decode_report = msgspec.msgpack.Decoder(Ready | NotReady | Forked | NotForked | Exited).decode
 
 
 class Zygote:
@@ -84,13 +101,7 @@ class Zygote:
 
     """
 
-    def __init__(self, main: ChildMain, preload: Callable[[], None], on_exit: Callable[[str, int], None]) -> None:
-        self._on_exit = on_exit
-        self._lock = threading.Lock()
-        self._pids: dict[str, int] = {}
-        self._answers: dict[str, Forked | NotForked] = {}
-        self._known = threading.Condition(self._lock)
-        self._gone = False
+    def __init__(self, main: ChildMain, preload: Preload, on_exit: Callable[[str, int], None]) -> None:
         parent_socket, child_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
         self.pid = os.fork()
@@ -98,9 +109,56 @@ class Zygote:
             parent_socket.close()
             _run_zygote(parent, child_socket, main, preload)
         child_socket.close()
-        self._socket = parent_socket
+        self._is_child = True
+        self._listen(parent_socket, on_exit)
+
+    @classmethod
+    def within(cls, parent: Zygote, key: str, payload: bytes, on_exit: Callable[[str, int], None]) -> Self:
+        """Let `parent` fork a child that becomes a zygote: its main calls `be_zygote` with its only descriptor.
+
+        Raises:
+            ZygoteError: as `fork`.
+
+        """
+        self = cls.__new__(cls)
+        parent_socket, child_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with child_socket:
+            self.pid = parent.fork(key, payload, [child_socket.fileno()])
+        self._is_child = False
+        self._listen(parent_socket, on_exit)
+        return self
+
+    def _listen(self, reports: socket.socket, on_exit: Callable[[str, int], None]) -> None:
+        self._socket, self._on_exit = reports, on_exit
+        self._lock = threading.Lock()
+        self._pids: dict[str, int] = {}
+        self._answers: dict[str, Forked | NotForked] = {}
+        self._unwanted: set[str] = set()  # who ordered these waits for them no longer
+        self._known = threading.Condition(self._lock)
+        self._ready: Ready | NotReady | None = None
+        self._gone = False
         self._reader = threading.Thread(target=self._read_reports, name="zygote-reports", daemon=True)
         self._reader.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the zygote still answers."""
+        return not self._gone
+
+    def wait_ready(self, timeout_s: float) -> Any:
+        """Wait until the zygote is preloaded; returns what its `preload` returned.
+
+        Raises:
+            ZygoteError: preloading failed, with the reason, or took longer than `timeout_s` seconds.
+
+        """
+        with self._known:
+            self._known.wait_for(lambda: self._ready is not None or self._gone, timeout_s)
+            ready = self._ready
+        if isinstance(ready, Ready):
+            return ready.facts
+        reason = ready.reason if ready else f"the zygote (pid {self.pid}) ended, or took over {timeout_s:g} s"
+        raise ZygoteError(f"cannot preload: {reason}")
 
     def fork(self, key: str, payload: bytes, descriptors: Sequence[int] = (), timeout_s: float = 60.0) -> int:
         """Fork a child and return its pid.
@@ -117,6 +175,8 @@ class Zygote:
             # Not `_pids`: a child that ended at once has left it already.
             self._known.wait_for(lambda: key in self._answers or self._gone, timeout_s)
             answer = self._answers.pop(key, None)
+            if answer is None:
+                self._unwanted.add(key)
         if isinstance(answer, Forked):
             return answer.pid
         reason = answer.reason if answer else f"no answer from the zygote (pid {self.pid})"
@@ -136,8 +196,9 @@ class Zygote:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._reader.join(timeout=10)
         self._socket.close()
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+        if self._is_child:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
 
     def _read_reports(self) -> None:
         while True:
@@ -155,25 +216,43 @@ class Zygote:
                     self._on_exit(key, -signal.SIGKILL)
                 return
             report = _decode_report(message)
+            unwanted = False
             with self._known:
                 if isinstance(report, Exited):
                     self._pids.pop(report.key, None)
+                elif isinstance(report, Ready | NotReady):
+                    self._ready = report
+                elif unwanted := report.key in self._unwanted:
+                    self._unwanted.remove(report.key)
                 else:
                     self._answers[report.key] = report
                 if isinstance(report, Forked):
                     self._pids[report.key] = report.pid
                 self._known.notify_all()
+            if unwanted:
+                self.kill(report.key)
             if isinstance(report, Exited):
                 self._on_exit(report.key, report.status)
 
 
-def _run_zygote(parent: int, orders: socket.socket, main: ChildMain, preload: Callable[[], None]) -> None:
+def be_zygote(descriptor: int, main: ChildMain, preload: Preload) -> None:
+    """Serve orders on a socket until it is closed: what a child that `Zygote.within` forked has to do."""
+    with socket.socket(fileno=descriptor) as orders:
+        try:
+            facts = preload()
+        except Exception as error:
+            orders.send(_encode(NotReady(f"{type(error).__name__}: {error}"[: _MESSAGE_BYTES // 2])))
+            raise
+        orders.send(_encode(Ready(facts)))
+        _serve_orders(orders, main)
+
+
+def _run_zygote(parent: int, orders: socket.socket, main: ChildMain, preload: Preload) -> None:
     """Be the zygote; never returns."""
     status = 1
     try:
         _leave_parent_behind(parent, keep=orders.fileno())
-        preload()
-        _serve_orders(orders, main)
+        be_zygote(orders.detach(), main, preload)
         status = 0
     except BaseException:  # noqa: BLE001 - the last frame of a process: report, then end without atexit handlers
         traceback.print_exc()

@@ -117,7 +117,7 @@ def test_i2_kv_that_did_not_arrive_to_the_token_is_noticed_and_the_old_layout_se
         carried = pipeline.dispatcher.ledger.carried(next(iter(pipeline.dispatcher.ledger)))
         block = carried.block_ids[0][(carried.computed_tokens - 1) // 32]
         lost.append(block)
-        pipeline._pools["b"].watermark[4, block] -= 1
+        pipeline.nodes.get("b").pool.watermark[4, block] -= 1
         return mismatches(pre_copy) if guarded_by == "the last copy" else {}
 
     monkeypatch.setattr(PreCopy, "mismatches", lose_a_token_then_compare)

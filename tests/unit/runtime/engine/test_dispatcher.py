@@ -540,7 +540,7 @@ def test_a_restart_computes_again_what_only_a_last_stage_knew_of_a_prompt(bench:
     sent = [message for _, message in bench.entrances[2].sent]
     assert [message.scheduled_tokens["a"] for message in sent] == [4, 2, 4]
     assert [entry.computed_tokens for message in sent for entry in message.entries()] == [0, 4, 6]
-    assert bench.entrances[2].carried() == [[], [], []]
+    assert bench.entrances[2].carried() == [["a"], [], []]
     for sequence in bench.sent(2)[:2]:
         bench.answer(2, sequence)
     assert not rest.done()

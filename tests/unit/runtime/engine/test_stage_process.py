@@ -18,6 +18,7 @@ from runtime.engine.messages import BatchOutput, ScheduledBatch, decode_output, 
 from runtime.engine.role import Role
 from runtime.engine.stage_process import PoolBinding, RouteOrder, StageProcess, StageStart
 from runtime.layout import LayerRange
+from runtime.transport.address import Address, Neighbourhood
 from runtime.transport.channel import Inbox, Outbox
 from runtime.transport.frames import Batch, Call, Hidden, Rejected, Reply, Result, TensorMeta, pack, unpack
 from runtime.warm.kv_pool import KVPool, KVPoolShape
@@ -31,7 +32,7 @@ HIDDEN = {
 }
 SHAPE = KVPoolShape(layers=2, blocks=4, block_tokens=4, layer_bytes=4096)
 BINDING = msgspec.to_builtins(PoolBinding(2, 4, 4, 4096, layout_name="NHD", batch_tokens=4))
-ROUTE = msgspec.to_builtins(RouteOrder(1, Role(0, (1, 1)), "ipc://next", batch_tokens=4))
+ROUTE = msgspec.to_builtins(RouteOrder(1, Role(0, (1, 1)), Address("here", "next"), batch_tokens=4))
 
 
 class FakeWorker:
@@ -106,11 +107,13 @@ class StageBench:
         self.descriptor = KVPool.new_descriptor("stage-test")
         KVPool.reserve(self.descriptor, SHAPE)
         self.role = Role(rank, (1, 1))
-        start = StageStart("stage-7", f"ipc://{folder}/stage", self.head.address, threads=0)
-        self.stage = StageProcess(start, self.descriptor, None, None)
-        self.outbox = Outbox(self.context, start.inbox)
+        home = Neighbourhood("here", "p1", folder)
+        start = StageStart("stage-7", Address("here", "head"), threads=0)
+        self.stage = StageProcess(start, home, self.descriptor, None, None)
+        inbox = home.inbox("stage-7")
+        self.outbox = Outbox(self.context, inbox)
         self._raw = self.context.socket(zmq.PUSH)
-        self._raw.connect(start.inbox)
+        self._raw.connect(inbox)
         self._calls = 0
         self.thread = threading.Thread(target=self.stage.serve, daemon=True)
         self.thread.start()
@@ -134,7 +137,7 @@ class StageBench:
         return _received(self.following)
 
     def serve(self, epoch: int, batch_tokens: int = 1) -> None:
-        order = RouteOrder(epoch, self.role, self.following.address, batch_tokens)
+        order = RouteOrder(epoch, self.role, Address("here", "next"), batch_tokens)
         assert self.call("route", msgspec.to_builtins(order)).error is None
 
     def close(self) -> None:
@@ -506,7 +509,8 @@ def test_a_worker_method_is_called_with_plain_data(first: StageBench):
     [
         ("explode", {}, "StageError: unknown call 'explode'"),
         ("route", {"epoch": 1}, "ValidationError: "),
-        ("route", {**ROUTE, "next": "no address"}, "ChannelError: cannot connect to no address"),
+        ("route", {**ROUTE, "next": "no address"}, "ValidationError: "),
+        ("route", {**ROUTE, "next": {"host": "b", "name": "x"}}, "ChannelError: there is no way to x@b"),
         ("route", [1, 2], "ValidationError: "),
         ("bind", {"layers": 2}, "ValidationError: "),
         ("worker", {"method": "no_such", "args": [], "kwargs": {}}, "AttributeError: "),

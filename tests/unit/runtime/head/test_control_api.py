@@ -10,6 +10,8 @@ from fastapi import FastAPI
 
 from runtime.head.access import TOKEN_VARIABLE
 from runtime.head.control_api import ControlPlugin
+from runtime.head.hold import HoldLimits
+from runtime.phase import PHASE_VARIABLE, Phase, make_phase_word, open_phase_word
 
 RUNNING = {"id": "change-1", "state": "running", "ended_at": None}
 COMMITTED = {"id": "change-1", "state": "committed", "ended_at": 1.5}
@@ -161,3 +163,25 @@ async def test_a_server_beyond_loopback_is_open_to_the_holder_of_the_token(engin
         assert (await http.get("/status")).status_code == 401
         assert (await http.get("/status", headers={"Authorization": "Bearer wrong"})).status_code == 401
         assert (await http.get("/status", headers={"Authorization": "Bearer s3cret"})).status_code == 200
+
+
+async def test_generation_is_refused_with_a_503_when_the_word_of_the_engine_says_failed(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(PHASE_VARIABLE, make_phase_word())
+    for name, value in HoldLimits(requests=1, seconds=1.0).as_environment().items():
+        monkeypatch.setenv(name, value)
+    word = open_phase_word()
+    assert word is not None
+    async with await start(engine) as http:
+        assert (await http.post("http://localhost:8000/v1/completions")).status_code == 404  # vLLM's, not here
+        word.write(Phase.FAILED)
+        response = await http.post("http://localhost:8000/v1/completions")
+        assert (response.status_code, "retry-after" in response.headers) == (503, True)
+        assert (await http.get("/status")).status_code == 200
+
+
+async def test_a_server_that_was_started_by_hand_holds_nothing(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(PHASE_VARIABLE, raising=False)
+    async with await start(engine) as http:
+        assert (await http.post("http://localhost:8000/v1/completions")).status_code == 404

@@ -110,7 +110,7 @@ def test_sizes_are_what_they_say():
     shape = KVPoolShape(layers=30, blocks=10, block_tokens=128, layer_bytes=10 * 128 * 1536)
     assert (shape.block_bytes, shape.token_bytes) == (128 * 1536, 1536)
     assert shape.table_bytes % PAGE == 0
-    assert shape.total_bytes == 2 * shape.table_bytes + 30 * shape.layer_bytes
+    assert shape.total_bytes == 2 * shape.table_bytes + shape.map_bytes + 30 * shape.layer_bytes
 
 
 # -- watermarks and generations ----------------------------------------------------------------------------------------

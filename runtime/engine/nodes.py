@@ -1,0 +1,225 @@
+"""The nodes that a pipeline can use: those it was given, or, for development, any name as a node of this host."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from runtime.layout import LOCAL_NODE, Layout, even_split
+from runtime.migration.errors import ChangeRefused
+from runtime.migration.stop_rule import CopyRound
+from runtime.warm.node import LocalNode, Node, NodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from runtime.migration.journal import Journal
+    from runtime.warm.kv_pool import KVPoolShape
+    from runtime.warm.node import KVCopy
+    from runtime.warm.remote_node import RemoteNode
+
+OPEN_S = 600.0
+
+
+class Nodes:
+    """The nodes of one pipeline. Thread-safe after `open`.
+
+    Args:
+        remote: nodes on other hosts.
+        make_local: makes a node of this host; None when the pipeline has no zygote here.
+        journal: is told of nodes that come and go.
+
+    """
+
+    def __init__(
+        self, remote: Iterable[RemoteNode], make_local: Callable[[str], LocalNode] | None, journal: Journal
+    ) -> None:
+        self._remote = {node.name: node for node in remote}
+        self._make_local, self._journal = make_local, journal
+        self._nodes: dict[str, Node] = dict(self._remote)
+        self._lost: dict[str, str] = {}  # reasons by name
+        self._shape: KVPoolShape | None = None
+
+    def open(self, describe: Callable[[], bytes]) -> None:
+        """Have the pipeline hosted by all remote nodes, at once; `describe` says what their zygotes need.
+
+        Raises:
+            NodeError: one of them cannot host it.
+
+        """
+        if not self._remote:
+            return
+        engine = describe()
+        with ThreadPoolExecutor(len(self._remote)) as threads:
+            for node, facts in zip(
+                self._remote.values(),
+                threads.map(lambda node: node.open(list(self._remote), engine, OPEN_S), self._remote.values()),
+                strict=True,
+            ):
+                self._journal.tell("pipeline", "node ready", node=node.name, weights_were_warm=facts["was_warm"])
+
+    def names(self) -> list[str]:
+        """Return the nodes that are known and there."""
+        return [name for name in self._nodes if name not in self._lost]
+
+    def get(self, name: str) -> Node:
+        """Return a node.
+
+        Raises:
+            NodeError: there is no such node, or it is lost.
+
+        """
+        if name in self._lost:
+            raise NodeError(f"node {name} is lost: {self._lost[name]}")
+        node = self._nodes.get(name)
+        if node is None:
+            if self._make_local is None or (self._remote and name != LOCAL_NODE):
+                raise NodeError(f"there is no node {name!r}; known are: {', '.join(self.names())}")
+            node = self._nodes[name] = self._make_local(name)
+            if self._shape is not None:
+                node.reserve(self._shape, 0)
+        return node
+
+    def reserve(self, shape: KVPoolShape, layouts: Sequence[Layout]) -> None:
+        """Make room on every node for the layers it has in any of `layouts`.
+
+        Raises:
+            ChangeRefused: a node is unknown, lost, or has no room; the message says how much it lacks.
+
+        """
+        self._shape = shape
+        held: Counter[str] = Counter()
+        for layer in range(shape.layers):
+            held.update({layout.node_of(layer) for layout in layouts})
+        for name in dict.fromkeys([*held, *self.names()]):
+            try:
+                self.get(name).reserve(shape, held[name])
+            except Exception as error:
+                if name in held:
+                    raise ChangeRefused(f"node {name}: {error}") from error
+
+    def copy(self, name: str, source: Layout, target: Layout) -> Migration | None:
+        """Begin to copy the layers that change their node; None when none does."""
+        pairs: dict[tuple[str, str], list[int]] = {}
+        for layer in source.moved_layers(target):
+            pairs.setdefault((source.node_of(layer), target.node_of(layer)), []).append(layer)
+        if not pairs:
+            return None
+        migration = Migration(name)
+        try:
+            for (here, there), layers in pairs.items():
+                migration.add(self.get(here), self.get(there), layers)
+        except Exception:
+            migration.end()
+            raise
+        return migration
+
+    def lose(self, name: str, reason: str) -> bool:
+        """Take note that a node is gone; False when that is known, or it is none of ours."""
+        if name not in self._nodes or name in self._lost:
+            return False
+        self._lost[name] = reason
+        if name in self._remote:
+            self._remote[name].lost = reason
+        return True
+
+    def without_lost(self, layout: Layout) -> Layout:
+        """Return a layout like `layout` that needs no lost node: their layers go to the stages beside them.
+
+        Raises:
+            NodeError: every node is lost.
+
+        """
+        if not layout.nodes & self._lost.keys():
+            return layout
+        if layout.nodes <= self._lost.keys():
+            left = self.names()
+            if not left:
+                raise NodeError(f"all nodes are lost: {'; '.join(self._lost.values())}")
+            counts = even_split(layout.total_layers, len(left)).split(",")
+            return Layout.parse(",".join(map("@".join, zip(counts, left, strict=False))), layout.total_layers)
+        return layout.without(self._lost.keys())
+
+
+@dataclass(frozen=True, slots=True)
+class _Leg:
+    """The copying of some layers from one node to another, in the name of `name`."""
+
+    name: str
+    source: Node
+    target: Node
+    layers: list[int]
+    copy: KVCopy
+
+
+class Migration:
+    """The copies of one change, between any pairs of nodes, side by side."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._legs: list[_Leg] = []
+        self._threads = ThreadPoolExecutor(8, "copy")
+
+    def add(self, source: Node, target: Node, layers: list[int]) -> None:
+        """Begin to copy some layers."""
+        name = f"{self._name}.{len(self._legs)}"
+        target.allow_copy(name, source.host)
+        try:
+            self._legs.append(_Leg(name, source, target, layers, source.copy_to(target, name, layers)))
+        except Exception:
+            target.forget_copy(name)
+            raise
+
+    def round(self) -> CopyRound:
+        """Copy everything that is stale now, once; say how much was sent and how much is stale again."""
+        started = time.perf_counter()
+        rounds = list(self._threads.map(lambda leg: leg.copy.round(), self._legs))
+        return CopyRound(
+            sum(copied.sent_bytes for copied in rounds),
+            time.perf_counter() - started,
+            sum(copied.stale_bytes for copied in rounds),
+        )
+
+    def stale_bytes(self) -> int:
+        """Bytes that a round would send now."""
+        return sum(leg.copy.stale_bytes() for leg in self._legs)
+
+    def mismatches(self) -> dict[int, int]:
+        """Compare all sources and targets (I2): {layer: blocks that differ}."""
+        differing: dict[int, int] = {}
+        for found in self._threads.map(lambda leg: leg.copy.mismatches(), self._legs):
+            differing.update(found)
+        return differing
+
+    def stop(self) -> list[str]:
+        """Let a round that is under way fail; returns what could not be done."""
+        return [problem for leg in self._legs for problem in _tried(leg.copy.stop)]
+
+    def scrub_source(self) -> list[str]:
+        """Erase the moved layers where they were, after a commit; returns what could not be done."""
+        return self.end() + [problem for leg in self._legs for problem in _tried(partial(leg.source.scrub, leg.layers))]
+
+    def scrub_target(self) -> list[str]:
+        """Erase what was copied, when the change is not made; returns what could not be done."""
+        return self.end() + [problem for leg in self._legs for problem in _tried(partial(leg.target.scrub, leg.layers))]
+
+    def end(self) -> list[str]:
+        """Copy no more; returns what could not be done: a node may be gone."""
+        problems: list[str] = []
+        for leg in self._legs:
+            problems += _tried(leg.copy.end)
+            problems += _tried(partial(leg.target.forget_copy, leg.name))
+        self._threads.shutdown(wait=False)
+        return problems
+
+
+def _tried(work: Callable[[], object]) -> list[str]:
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - told to the caller, who goes on
+        return [f"{type(error).__name__}: {error}"]
+    return []

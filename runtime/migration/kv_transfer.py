@@ -1,0 +1,266 @@
+"""KV from the pool of one host to that of another, in rounds, over the hosts' bulk link.
+
+::
+
+    source                                                   target
+      Call kv_expect(copy, layers, layout) ------------------> makes room (`KVTarget`), or refuses
+      <------------------------------------------------ Reply
+      KVTokens, KVTokens, ... -------------------------------> applied as they come
+      Call kv_applied(copy) ---------------------------------> answered when all before it is applied
+      <---------------------------- Reply(bytes, or the error)
+      Call kv_compare(copy) + tables ------------------------> I2: both sides' watermarks and generations
+      <--------------------------------------- Reply(mismatches)
+
+All of a copy travels on one link, so a call is answered after what was sent before it. What a target has not been told
+to expect, or not from that peer, is refused and the peer cut off. A target that fails to apply something remembers the
+first error and answers it; memory is bounded by the link's queue on one side and by nothing but the pool on the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from runtime.migration.precopy import KVDelta, KVSource, KVTarget
+from runtime.migration.stop_rule import CopyRound
+from runtime.transport.calls import CallError, Calls
+from runtime.transport.channel import ChannelError
+from runtime.transport.frames import Call, FrameError, KVTokens, Reply
+from runtime.transport.gateway import NODE
+from runtime.warm.kv_pool import KVPoolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from runtime.transport.frames import Buffer, Frame
+    from runtime.transport.gateway import Gateway
+    from runtime.warm.kv_pool import KVPool
+
+_ANSWER_S = 60.0
+
+
+class KVSender:
+    """The sending side of one copy.
+
+    Args:
+        copy: its name, unique between the two hosts.
+        pool, layers: what moves.
+        gateway, host: the way to the target.
+        calls: of this host's node runtime, whose answers come back there.
+
+    """
+
+    def __init__(
+        self, copy: str, pool: KVPool, layers: Sequence[int], gateway: Gateway, host: str, calls: Calls
+    ) -> None:
+        self.copy = copy
+        self.layers = tuple(layers)
+        self._pool = pool
+        self._gateway, self._host, self._calls = gateway, host, calls
+        self._source = KVSource(pool, layers)
+        self._stopped = False
+        self._call("kv_expect", layers=list(layers), layout=self._source.layout_digest)
+
+    def stale_bytes(self) -> int:
+        """Bytes that a round would send now."""
+        return self._source.stale_bytes()
+
+    def round(self) -> CopyRound:
+        """Send everything that is stale now and wait until it is applied.
+
+        Raises:
+            CallError: the target refused, failed or is gone.
+            ChannelError: the link is down.
+
+        """
+        started = time.perf_counter()
+        sent = 0
+        for delta in self._source.deltas():
+            if self._stopped:
+                raise CallError(f"copy {self.copy!r} was stopped")
+            buffers = [delta.entries.data.cast("B"), delta.payload.data.cast("B")]
+            self._gateway.send_bulk(self._host, KVTokens(self.copy), buffers)
+            sent += delta.payload.nbytes
+        if sent:
+            self._call("kv_applied")
+        return CopyRound(sent, time.perf_counter() - started, self.stale_bytes())
+
+    def mismatches(self) -> dict[int, int]:
+        """Compare both sides' tables (I2): {layer: blocks that differ}."""
+        differing: dict[int, int] = self._call("kv_compare", tables=self._source.tables().tobytes())
+        return differing
+
+    def stop(self) -> None:
+        """Let a round that is under way fail before it sends more."""
+        self._stopped = True
+
+    def end(self) -> None:
+        """Tell the target that nothing more comes."""
+        self._call("kv_end")
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        number, future = self._calls.send(
+            self._host,
+            lambda frame, buffers: self._gateway.send_bulk(self._host, frame, buffers),
+            method,
+            {"copy": self.copy, **arguments},
+        )
+        try:
+            return future.result(_ANSWER_S)
+        except TimeoutError as error:
+            self._calls.forget(number)
+            raise CallError(f"{self._host} did not answer {method!r} within {_ANSWER_S:g} s") from error
+
+
+class _Expectation(msgspec.Struct, frozen=True):
+    """Arguments of ``kv_expect``."""
+
+    copy: str
+    layers: list[int]
+    layout: bytes
+
+
+class _Incoming:
+    """One copy at its target: filled by the peer that announced it."""
+
+    def __init__(self, peer: str, pool: KVPool) -> None:
+        self.peer, self.pool = peer, pool
+        self.target: KVTarget | None = None
+        self.applied_bytes = 0
+        self.error: str | None = None
+
+
+class KVReceiver:
+    """The receiving side of all copies to one host. Thread-safe: each copy is touched by the thread of its link only.
+
+    A copy is *allowed* first, by whoever controls this host: from which peer, for which pool.
+    """
+
+    METHODS = frozenset({"kv_expect", "kv_applied", "kv_compare", "kv_end"})
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._copies: dict[str, _Incoming] = {}
+
+    def allow(self, copy: str, peer: str, pool: KVPool) -> None:
+        """Let `peer` fill `pool` in the name of `copy`."""
+        with self._lock:
+            self._copies[copy] = _Incoming(peer, pool)
+
+    def forget(self, copy: str) -> None:
+        """Take nothing for a copy any more."""
+        with self._lock:
+            self._copies.pop(copy, None)
+
+    def on_tokens(self, peer: str, frame: KVTokens, buffers: Sequence[Buffer]) -> None:
+        """Apply tokens; raises FrameError for what was not to be expected."""
+        incoming = self._find(frame.copy, peer)
+        if incoming.target is None:
+            raise FrameError(f"tokens of copy {frame.copy!r} came before it was announced")
+        if incoming.error is not None:
+            return
+        try:
+            entries = np.frombuffer(buffers[0], np.int32).reshape(-1, 5)
+            incoming.applied_bytes += incoming.target.apply(KVDelta(entries, np.frombuffer(buffers[1], np.uint8)))
+        except (KVPoolError, ValueError) as error:
+            incoming.error = str(error)
+            raise FrameError(f"copy {frame.copy!r}: {error}") from error
+
+    def on_call(self, peer: str, method: str, arguments: dict[str, Any]) -> Any:
+        """Answer a call of the source; what it raises is the answer. FrameError for what was not to be expected."""
+        incoming = self._find(arguments.get("copy"), peer)
+        if method == "kv_expect":
+            expected = msgspec.convert(arguments, _Expectation)
+            layers = expected.layers
+            if (
+                not layers
+                or min(layers) < 0
+                or max(layers) >= incoming.pool.shape.layers
+                or len(set(layers)) < len(layers)
+            ):
+                raise FrameError(f"copy {expected.copy!r} is for layers {layers} of {incoming.pool.shape.layers}")
+            incoming.target = KVTarget(incoming.pool, layers, expected.layout)
+            return None
+        if incoming.target is None:
+            raise FrameError(f"{method} of copy {arguments['copy']!r} came before it was announced")
+        if incoming.error is not None:
+            raise KVPoolError(incoming.error)
+        if method == "kv_applied":
+            return incoming.applied_bytes
+        if method == "kv_compare":
+            shape = (2, len(incoming.target.layers), incoming.pool.shape.blocks)
+            try:
+                tables = np.frombuffer(arguments["tables"], np.int32).reshape(shape)
+            except (KeyError, TypeError, ValueError) as error:
+                raise FrameError(f"the tables of copy {arguments['copy']!r} are not {shape}: {error}") from error
+            return incoming.target.mismatches(tables)
+        self.forget(arguments["copy"])
+        return None
+
+    def _find(self, copy: object, peer: str) -> _Incoming:
+        with self._lock:
+            incoming = self._copies.get(copy) if isinstance(copy, str) else None
+        if incoming is None or incoming.peer != peer:
+            raise FrameError(f"nobody told this host to expect copy {copy!r} from {peer}")
+        return incoming
+
+
+class KVExchange:
+    """Both sides of one host, behind the ``node`` destination of its gateway.
+
+    `gateway` is set once it is there: it hands what comes to `on_frame`.
+    """
+
+    gateway: Gateway
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.calls = Calls()
+        self.receiver = KVReceiver()
+
+    def on_frame(self, peer: str, frame: Frame, buffers: Sequence[Buffer]) -> bool:
+        """Take a frame if it is about a copy; False when it is not. Raises FrameError for what a peer must not send."""
+        if isinstance(frame, KVTokens):
+            self.receiver.on_tokens(peer, frame, buffers)
+        elif isinstance(frame, Reply):
+            self.calls.answered(frame, buffers)
+        elif isinstance(frame, Call) and frame.method in KVReceiver.METHODS:
+            arguments = read_arguments(frame, buffers[0])
+            answer(
+                self.gateway,
+                self._name,
+                peer,
+                NODE,
+                frame,
+                lambda: self.receiver.on_call(peer, frame.method, arguments),
+            )
+        else:
+            return False
+        return True
+
+
+def read_arguments(call: Call, raw: Buffer) -> dict[str, Any]:
+    """Read a call's arguments; raises FrameError."""
+    try:
+        return msgspec.msgpack.decode(raw, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FrameError(f"unreadable arguments of {call.method!r}: {error}") from error
+
+
+def answer(gateway: Gateway, name: str, peer: str, to: str, call: Call, work: Callable[[], object]) -> None:
+    """Do what a peer asked for and send it what came of it. FrameError is raised: the peer is to be cut off."""
+    try:
+        reply, buffers = Reply(name, call.call), [msgspec.msgpack.encode(work())]
+    except FrameError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong is told to whoever asked
+        traceback.print_exc()
+        reply, buffers = Reply(name, call.call, f"{type(error).__name__}: {error}", 0), []
+    with contextlib.suppress(ChannelError):  # nobody is left to be told
+        gateway.send(peer, to, reply, buffers)

@@ -1,0 +1,176 @@
+"""What a node keeps for one pipeline while stages come and go: the KV pool, and the zygote that has the weights.
+
+A node is a part of a pipeline's layout (``8@edge-1``). It is either on this host (`LocalNode`, several may share a
+zygote) or on another one, where a node runtime keeps the same for us (`runtime.warm.remote_node`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from runtime.migration.kv_transfer import KVSender
+from runtime.migration.precopy import PreCopy
+from runtime.transport.address import Neighbourhood
+from runtime.warm.kv_pool import KVPool, KVPoolShape
+from runtime.warm.memory import available_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from runtime.migration.kv_transfer import KVExchange
+    from runtime.migration.stop_rule import CopyRound
+    from runtime.warm.zygote import Zygote
+
+
+class NodeError(RuntimeError):
+    """A node cannot do what it was asked for, or is gone; the message says what would help."""
+
+
+class StagePayload(msgspec.Struct, frozen=True):
+    """What a forked stage gets: where it is, and its orders, which only it understands."""
+
+    home: Neighbourhood
+    orders: bytes
+
+
+class KVCopy(Protocol):
+    """The copying of some layers from one node to another."""
+
+    def round(self) -> CopyRound:
+        """Copy everything that is stale now, once."""
+
+    def stale_bytes(self) -> int:
+        """Bytes that a round would send now."""
+
+    def mismatches(self) -> Mapping[int, int]:
+        """Compare both sides' tables (I2): {layer: blocks that differ}."""
+
+    def stop(self) -> None:
+        """Let a round that is under way fail soon."""
+
+    def end(self) -> None:
+        """Nothing more is copied."""
+
+
+class Node(Protocol):
+    """One node of one pipeline. Errors are NodeError, KVPoolError, ZygoteError, CallError or ChannelError."""
+
+    name: str
+    host: str
+
+    def reserve(self, shape: KVPoolShape, layers: int) -> None:
+        """Make a pool of this shape unless there is one, and room for `layers` of its layers to be in use at once."""
+
+    def start(self, stage: str, orders: bytes) -> int:
+        """Fork a stage process and return its pid on its host."""
+
+    def kill(self, stage: str) -> None:
+        """End a stage process; nothing happens if it has ended."""
+
+    def scrub(self, layers: Sequence[int]) -> None:
+        """Erase the KV of some layers."""
+
+    def copy_to(self, target: Node, copy: str, layers: Sequence[int]) -> KVCopy:
+        """Begin to copy layers to another node."""
+
+    def allow_copy(self, copy: str, source_host: str) -> None:
+        """Take the KV that another host sends in the name of `copy`."""
+
+    def forget_copy(self, copy: str) -> None:
+        """Take it no longer."""
+
+    def free_bytes(self) -> int:
+        """Return how much memory this node can still take."""
+
+
+class LocalNode:
+    """A node on this host.
+
+    Args:
+        name: in layouts.
+        zygote: forks its stages.
+        home: where their sockets are.
+        exchange: with the KV of other hosts; None where there is no way to them.
+
+    """
+
+    def __init__(self, name: str, zygote: Zygote, home: Neighbourhood, exchange: KVExchange | None = None) -> None:
+        self.name, self.host = name, home.host
+        self._zygote, self._home, self._exchange = zygote, home, exchange
+        self._descriptor = KVPool.new_descriptor(name)
+        self._pool: KVPool | None = None
+
+    @property
+    def pool(self) -> KVPool:
+        """The node's KV pool."""
+        if self._pool is None:
+            raise NodeError(f"no KV pool was reserved on node {self.name}")
+        return self._pool
+
+    def reserve(self, shape: KVPoolShape, layers: int) -> None:  # noqa: ARG002 - this host has no budget of its own
+        """Make a pool of this shape unless there is one."""
+        if self._pool is None or self._pool.shape != shape:
+            self._pool = KVPool.reserve(self._descriptor, shape)
+
+    def start(self, stage: str, orders: bytes) -> int:
+        """Fork a stage process and return its pid."""
+        if self._exchange is not None:
+            self._exchange.gateway.admit(self._home.pipeline, stage, self._home.inbox(stage))
+        payload = msgspec.msgpack.encode(StagePayload(self._home, orders))
+        return self._zygote.fork(stage, payload, [self._descriptor])
+
+    def ended(self, stage: str) -> None:
+        """Clean up after a stage process that has ended."""
+        clean_up_after(stage, self._home, self._exchange)
+
+    def kill(self, stage: str) -> None:
+        """End a stage process."""
+        self._zygote.kill(stage)
+
+    def scrub(self, layers: Sequence[int]) -> None:
+        """Erase the KV of some layers."""
+        for layer in layers:
+            self.pool.scrub(range(layer, layer + 1))
+
+    def copy_to(self, target: Node, copy: str, layers: Sequence[int]) -> KVCopy:
+        """Begin to copy layers to another node, which has been told to expect them if it is on another host."""
+        if isinstance(target, LocalNode):
+            return PreCopy(self.pool, target.pool, tuple(layers))
+        return self.send_to(target.host, copy, layers)
+
+    def send_to(self, host: str, copy: str, layers: Sequence[int]) -> KVSender:
+        """Begin to copy layers to another host."""
+        if self._exchange is None:
+            raise NodeError(f"host {self.host} has no way to other hosts; start it with --listen")
+        return KVSender(copy, self.pool, layers, self._exchange.gateway, host, self._exchange.calls)
+
+    def allow_copy(self, copy: str, source_host: str) -> None:
+        """Take the KV that another host sends."""
+        if self._exchange is not None and source_host != self.host:
+            self._exchange.receiver.allow(copy, source_host, self.pool)
+
+    def forget_copy(self, copy: str) -> None:
+        """Take it no longer."""
+        if self._exchange is not None:
+            self._exchange.receiver.forget(copy)
+
+    def free_bytes(self) -> int:
+        """Return how much memory this host has left."""
+        return available_bytes()
+
+    def close(self) -> None:
+        """Give the KV back."""
+        self._pool = None
+        os.close(self._descriptor)
+
+
+def clean_up_after(stage: str, home: Neighbourhood, exchange: KVExchange | None) -> None:
+    """Remove the traces of a stage process that has ended: its way in from other hosts, its socket."""
+    if exchange is not None:
+        exchange.gateway.dismiss(home.pipeline, stage)
+    with contextlib.suppress(OSError):
+        os.unlink(home.inbox(stage).removeprefix("ipc://"))

@@ -1,0 +1,128 @@
+"""A node on another host: what `runtime.warm.node_daemon` keeps there, asked for over the hosts' gateways."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from runtime.migration.stop_rule import CopyRound
+from runtime.transport.gateway import NODE
+from runtime.warm.node import NodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from concurrent.futures import Future
+
+    from runtime.transport.calls import Calls
+    from runtime.transport.gateway import Gateway
+    from runtime.warm.kv_pool import KVPoolShape
+    from runtime.warm.node import KVCopy, Node
+
+_ANSWER_S = 60.0
+
+
+class RemoteNode:
+    """One node of pipeline `pipeline` on the host of the same name.
+
+    Args:
+        name: of the node and its host.
+        pipeline: whose state is meant.
+        gateway: the way there.
+        calls: whose answers come back to this pipeline's head.
+
+    """
+
+    def __init__(self, name: str, pipeline: str, gateway: Gateway, calls: Calls) -> None:
+        self.name = self.host = name
+        self._pipeline, self._gateway, self._calls = pipeline, gateway, calls
+        self.lost: str | None = None  # why nobody should be asked there at the moment
+
+    def call(self, method: str, timeout_s: float = _ANSWER_S, /, **arguments: Any) -> Any:
+        """Call the node runtime.
+
+        Raises:
+            NodeError: it refused, failed, is gone, or did not answer in time.
+
+        """
+        if self.lost is not None:
+            raise NodeError(f"node {self.name} is lost: {self.lost}")
+        number, future = self._send(method, arguments)
+        try:
+            return future.result(timeout_s)
+        except TimeoutError as error:
+            self._calls.forget(number)
+            raise NodeError(f"node {self.name} did not answer {method!r} within {timeout_s:g} s") from error
+
+    def _send(self, method: str, arguments: dict[str, Any]) -> tuple[int, Future[Any]]:
+        return self._calls.send(
+            self.host,
+            lambda frame, buffers: self._gateway.send(self.host, NODE, frame, buffers),
+            method,
+            {"pipeline": self._pipeline, **arguments},
+        )
+
+    def open(self, hosts: Sequence[str], engine: bytes, timeout_s: float) -> dict[str, Any]:
+        """Have the pipeline of these hosts hosted, with what its zygote needs; returns what the zygote has to say."""
+        facts: dict[str, Any] = self.call("open", timeout_s, hosts=list(hosts), engine=engine)
+        return facts
+
+    def reserve(self, shape: KVPoolShape, layers: int) -> None:
+        """Make a pool of this shape unless there is one, and room for `layers` of its layers to be in use at once."""
+        self.call("reserve", shape=msgspec.to_builtins(shape), layers=layers)
+
+    def start(self, stage: str, orders: bytes) -> int:
+        """Fork a stage process and return its pid there."""
+        pid: int = self.call("start", stage=stage, orders=orders)
+        return pid
+
+    def kill(self, stage: str) -> None:
+        """End a stage process. Does not wait."""
+        if self.lost is None:
+            self._send("kill", {"stage": stage})
+
+    def scrub(self, layers: Sequence[int]) -> None:
+        """Erase the KV of some layers."""
+        self.call("scrub", layers=list(layers))
+
+    def copy_to(self, target: Node, copy: str, layers: Sequence[int]) -> KVCopy:
+        """Begin to copy layers to another node, which has been told to expect them."""
+        self.call("copy_begin", copy=copy, layers=list(layers), host=target.host)
+        return _RemoteCopy(self, copy)
+
+    def allow_copy(self, copy: str, source_host: str) -> None:
+        """Take the KV that another host sends."""
+        self.call("copy_allow", copy=copy, host=source_host)
+
+    def forget_copy(self, copy: str) -> None:
+        """Take it no longer."""
+        self.call("copy_forget", copy=copy)
+
+    def free_bytes(self) -> int:
+        """Return how much memory the node can still take."""
+        free: int = self.call("free_bytes")
+        return free
+
+
+class _RemoteCopy:
+    """A copy that another host sends."""
+
+    def __init__(self, source: RemoteNode, copy: str) -> None:
+        self._source, self._copy = source, copy
+
+    def round(self) -> CopyRound:
+        return CopyRound(*self._source.call("copy_round", 600.0, copy=self._copy))
+
+    def stale_bytes(self) -> int:
+        stale: int = self._source.call("copy_stale", copy=self._copy)
+        return stale
+
+    def mismatches(self) -> Mapping[int, int]:
+        differing: dict[int, int] = self._source.call("copy_compare", copy=self._copy)
+        return differing
+
+    def stop(self) -> None:
+        self._source.call("copy_stop", copy=self._copy)
+
+    def end(self) -> None:
+        self._source.call("copy_end", copy=self._copy)
