@@ -11,6 +11,7 @@ from rich.console import Console
 
 from controller import node_commands
 from controller.control_client import ControlClient, ControlError
+from runtime.migration.protocol import Fallback, Method
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -108,6 +109,10 @@ def serve(
 def reconfigure(
     layers: Annotated[str, typer.Option(help="Layers per stage of the new layout, such as 8,12,10.")],
     endpoint: Endpoint = DEFAULT_ENDPOINT,
+    method: Annotated[
+        Method, typer.Option(help="How the KV of layers that change their node gets there.")
+    ] = Method.PRE_COPY,
+    fallback: Annotated[Fallback, typer.Option(help="What to do when pre-copy does not converge.")] = Fallback.ABORT,
     json_output: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
     wait: Annotated[bool, typer.Option(help="Wait until the change has ended.")] = True,
 ) -> None:
@@ -116,7 +121,7 @@ def reconfigure(
     Exit codes: 0 committed (or accepted, with --no-wait), 1 aborted or failed, 2 refused before anything was touched.
     """
     with _client(endpoint) as client:
-        report = client.reconfigure(layers)
+        report = client.reconfigure(layers, method, fallback)
         if wait:
             report = client.wait(report["id"])
     if json_output:

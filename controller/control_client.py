@@ -59,9 +59,9 @@ class ControlClient:
         """Return what serves now."""
         return self._call("GET", "/status")
 
-    def reconfigure(self, layers: str) -> dict[str, Any]:
+    def reconfigure(self, layers: str, method: str = "pre_copy", fallback: str = "abort") -> dict[str, Any]:
         """Start a change and return its first report."""
-        return self._call("POST", "/reconfigurations", json={"layers": layers})
+        return self._call("POST", "/reconfigurations", json={"layers": layers, "method": method, "fallback": fallback})
 
     def wait(self, change: str) -> dict[str, Any]:
         """Return a change's report once it has ended."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.layout import LayoutError
 from runtime.migration.errors import ChangeBusy, ChangeRefused, ChangeUnknown
+from runtime.migration.protocol import Fallback, Method
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,12 +54,13 @@ class ControlCalls:
     def _status(self) -> dict[str, Any]:
         return {**self._facts, **self._pipeline.status()}
 
-    def _reconfigure(self, layers: str) -> dict[str, Any]:
+    def _reconfigure(self, layers: str, method: str, fallback: str) -> dict[str, Any]:
         if not self._pipeline.sleep.wait_awake(_WAKE_TIMEOUT_S):
             raise ChangeRefused(
                 f"the pipeline sleeps and did not wake within {_WAKE_TIMEOUT_S:g} s; see the server's log"
             )
-        return self._pipeline.coordinator.request(layers).report()
+        change = self._pipeline.coordinator.request(layers, Method(method), Fallback(fallback))
+        return change.report()
 
     def _report(self, change: str) -> dict[str, Any]:
         return self._pipeline.coordinator.find(change).report()

@@ -301,8 +301,11 @@ class Dispatcher:
             self._awaited = awaited
             return True
 
-    def switch(self, chain: Chain, timeout_s: float) -> tuple[bool, list[str]]:
+    def switch(self, chain: Chain, timeout_s: float, recompute_tokens: int | None = None) -> tuple[bool, list[str]]:
         """Send all further batches down `chain`, on probation; batches in flight finish where they are.
+
+        With `recompute_tokens`, and nothing in flight, it begins with computing the KV of every request again, in
+        batches of so many tokens.
 
         Waits up to `timeout_s` until no request keeps state that only its last stage knows (I7): prompt logprobs of a
         prompt in the middle of its prefill, which finish with the prompt.
@@ -317,8 +320,22 @@ class Dispatcher:
             idle = not len(self.ledger)
             self._chain, self._probation = chain, not idle
             self._known.clear()
+            if recompute_tokens is not None:
+                for batch in self._recomputed(recompute_tokens):
+                    self._send_new(batch, self._footprint_of(batch), Future())
             self._changed.notify_all()
             return idle, []
+
+    def _recomputed(self, most_tokens: int) -> list[ScheduledBatch]:
+        """Make the batches that compute all settled KV again, of which some layers do without from now on."""
+        self.kv_losses += 1
+        self._most_tokens = most_tokens
+        in_flight = [request_id for entry in self._in_flight for request_id in entry.batch.scheduled_tokens]
+        return [
+            batch
+            for request_id in self.ledger.with_kv(in_flight)
+            for batch in self.ledger.recomputed(request_id, most_tokens)
+        ]
 
     def _unmovable(self) -> list[str]:
         return self.ledger.unfinished_prompt_logprobs(entry.batch for entry in self._in_flight)
@@ -343,13 +360,10 @@ class Dispatcher:
         """
         with self._changed:
             if kv_lost:
-                self.kv_losses += 1
-                self._most_tokens = most_tokens
-                in_flight = [request_id for entry in self._in_flight for request_id in entry.batch.scheduled_tokens]
-                incomplete = self.ledger.with_kv(in_flight)
+                again = self._recomputed(most_tokens)
             else:
-                incomplete = self.ledger.unfinished_prompt_logprobs(())
-            again = [b for request_id in incomplete for b in self.ledger.recomputed(request_id, most_tokens)]
+                unfinished = self.ledger.unfinished_prompt_logprobs(())
+                again = [b for request_id in unfinished for b in self.ledger.recomputed(request_id, most_tokens)]
             for batch in reversed(again):
                 self._sequence += 1
                 entry = _InFlight(self._sequence, self.epoch, batch, self._footprint_of(batch), Future())

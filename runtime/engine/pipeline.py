@@ -36,7 +36,7 @@ from runtime.layout import LOCAL_NODE, Layout
 from runtime.migration.coordinator import ChangeEffects, Coordinator, Cost, Leases
 from runtime.migration.errors import ChangeRefused, NotMovableError
 from runtime.migration.journal import Journal
-from runtime.migration.protocol import Failed
+from runtime.migration.protocol import Carry, Failed
 from runtime.phase import Phase, open_phase_word
 from runtime.transport.channel import ChannelError
 from runtime.transport.frames import PROBE
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 _PREPARE_TIMEOUT_S = 600.0
 _CALL_TIMEOUT_S = 60.0
-_HOLD_LEASE_S = 5.0
+_FLIP_S = 5.0  # for prompt logprobs to be done, which cannot be moved before
 _NOTICE_S = 2.0  # from a failed batch to the news that its stage has ended
 _REST_S = 1.0  # between a change and what would disturb the streams again
 _PROCESS_BYTES = 128 << 20  # what a stage touches of its own beside its weights; measured 60 to 110 MiB
@@ -240,19 +240,21 @@ class Pipeline(ChangeEffects):
         cost.bytes_moved += copied.sent_bytes
         return copied
 
-    def switch(self, cost: Cost, *, copy_delta: bool) -> bool:
+    def switch(self, cost: Cost, carry: Carry, hold_s: float) -> bool:
         """Flip the route to the prepared chain between two batches."""
         target = self._target
         if target is None or target.chain is None:
             raise StageError("there is no prepared chain to switch to")
         self._carried_before = self.dispatcher.counters.carried_requests
-        if not copy_delta:
+        if carry is Carry.NOTHING:
             return self._flip(target.chain, target.layout)
-        migration = self._migration_of_change()
-        self.dispatcher.hold(_HOLD_LEASE_S)
+        self.dispatcher.hold(hold_s)
         try:
-            if not self.dispatcher.wait_drained(self.epoch(), _HOLD_LEASE_S):
-                raise StageError(f"the batches in flight did not finish within {_HOLD_LEASE_S:g} s")
+            if not self.dispatcher.wait_drained(self.epoch(), hold_s):
+                raise StageError(f"the batches in flight did not finish within {hold_s:g} s")
+            if carry is Carry.RECOMPUTE:
+                return self._flip(target.chain, target.layout, recompute_tokens=self._max_batch_tokens)
+            migration = self._migration_of_change()
             cost.bytes_moved += migration.round().sent_bytes
             mismatches = migration.mismatches()
             if mismatches:
@@ -261,8 +263,8 @@ class Pipeline(ChangeEffects):
         finally:
             self.dispatcher.resume()
 
-    def _flip(self, chain: Chain, layout: Layout) -> bool:
-        idle, stuck = self.dispatcher.switch(chain, timeout_s=_HOLD_LEASE_S)
+    def _flip(self, chain: Chain, layout: Layout, recompute_tokens: int | None = None) -> bool:
+        idle, stuck = self.dispatcher.switch(chain, _FLIP_S, recompute_tokens)
         if stuck:
             raise NotMovableError(
                 f"requests {', '.join(stuck)} are computing prompt logprobs, which only their last stage holds until "

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from runtime.head.access import TOKEN_VARIABLE, AccessPolicy, is_loopback
 from runtime.head.hold import Hold, HoldLimits
+from runtime.migration.protocol import Fallback, Method
 from runtime.phase import open_phase_word
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class ReconfigurationRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     layers: str = Field(min_length=1, max_length=10_000, examples=["8,12,10"])
+    method: Method = Field(Method.PRE_COPY, description="How KV gets to layers that change their node.")
+    fallback: Fallback = Field(Fallback.ABORT, description="What to do when pre-copy does not converge.")
 
 
 class ControlPlugin:
@@ -70,7 +73,7 @@ async def status(request: Request) -> JSONResponse:
 @router.post("/reconfigurations")
 async def reconfigure(request: Request, body: ReconfigurationRequest) -> JSONResponse:
     """Start a change; 202 with its report, 409 while another runs, 422 when it does not work."""
-    return await _call(request, "reconfigure", body.layers, success=202)
+    return await _call(request, "reconfigure", body.layers, str(body.method), str(body.fallback), success=202)
 
 
 @router.get("/reconfigurations/{change}")

@@ -21,14 +21,17 @@ from runtime.migration.protocol import (
     ENDED,
     ArmLease,
     Cancelled,
+    Carry,
     ChainReady,
     ChangeMachine,
     CopyStale,
     Event,
     Failed,
+    Fallback,
     Finish,
     Instruction,
     LeaseLapsed,
+    Method,
     NotMovable,
     Planned,
     Prepare,
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
     from runtime.migration.stop_rule import CopyRound
 
 _KEPT_CHANGES = 100
+_HOLD_S = 5.0
+_BULK_HOLD_S = 150.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +65,13 @@ class Leases:
     prepare_s: float = 120.0
     pre_copy_s: float = 120.0
     cutover_s: float = 10.0
+    bulk_cutover_s: float = 180.0
     release_s: float = 15.0
 
-    def of(self, step: Step) -> float:
-        """Return the lease of a step."""
+    def of(self, step: Step, *, bulk: bool = False) -> float:
+        """Return the lease of a step; a `bulk` cutover carries all KV over during the pause."""
+        if bulk and step is Step.CUTOVER:
+            return self.bulk_cutover_s
         return {
             Step.PREPARE: self.prepare_s,
             Step.PRE_COPY: self.pre_copy_s,
@@ -97,8 +105,11 @@ class ChangeEffects(Protocol):
     def copy_stale(self, cost: Cost) -> CopyRound:
         """Copy what is stale of the moving layers, once."""
 
-    def switch(self, cost: Cost, *, copy_delta: bool) -> bool:
-        """Flip the route; return whether there was no request at all. Raises NotMovableError."""
+    def switch(self, cost: Cost, carry: Carry, hold_s: float) -> bool:
+        """Flip the route; return whether there was no request at all. Raises NotMovableError.
+
+        Batches may be held back for `hold_s` seconds while the KV is carried over.
+        """
 
     def interrupt(self) -> None:
         """End the new stages so that an effect that waits for them fails now."""
@@ -137,6 +148,9 @@ class Change:
             "to": str(self.machine.target),
             "epoch": self.epoch,
             "reason": self.machine.reason,
+            "method": str(self.machine.method),
+            "stop_reason": self.machine.stop_reason,
+            "carried_by": str(self.machine.carry),
             "started_at": self.started_at,
             "cutover_at": self.cutover_at,
             "ended_at": self.ended_at,
@@ -177,8 +191,8 @@ class Coordinator:
         with self._lock:
             return next(reversed(self._changes.values()), None)
 
-    def request(self, text: str) -> Change:
-        """Accept a change to the layout `text` and start it.
+    def request(self, text: str, method: Method = Method.PRE_COPY, fallback: Fallback = Fallback.ABORT) -> Change:
+        """Accept a change to the layout `text` and start it; see `ChangeMachine` for how KV is moved.
 
         Raises:
             ChangeBusy: another one is under way.
@@ -193,7 +207,7 @@ class Coordinator:
             started_at, clock = time.time(), time.perf_counter()
             target = self._effects.plan(text)
             self._count += 1
-            machine = ChangeMachine(f"change-{self._count}", self._effects.layout(), target)
+            machine = ChangeMachine(f"change-{self._count}", self._effects.layout(), target, method, fallback)
             change = Change(machine.change, machine, started_at=started_at)
             change.steps_ms[Step.PLAN] = round(1e3 * (time.perf_counter() - clock), 1)
             self._changes[change.id] = self._current = change
@@ -285,7 +299,7 @@ class Coordinator:
                 )
             for instruction in instructions:
                 if isinstance(instruction, ArmLease):
-                    deadline = time.monotonic() + self._leases.of(instruction.step)
+                    deadline = time.monotonic() + self._leases.of(instruction.step, bulk=_is_bulk(machine))
                 elif isinstance(instruction, Finish):
                     self._finish(change)
                     return
@@ -335,11 +349,12 @@ class Coordinator:
                     events.put(ChainReady())
                 case CopyStale():
                     events.put(RoundCopied(effects.copy_stale(change.cost)))
-                case Switch(copy_delta=copy_delta):
+                case Switch(carry=carry):
                     if change.machine.step is not Step.CUTOVER:
                         return  # stopped before it began
                     change.cutover_at = time.time()
-                    events.put(Switched(idle=effects.switch(change.cost, copy_delta=copy_delta)))
+                    hold_s = _BULK_HOLD_S if _is_bulk(change.machine) else _HOLD_S
+                    events.put(Switched(idle=effects.switch(change.cost, carry, hold_s)))
                 case RollBack():
                     effects.roll_back()
                     events.put(RolledBack())
@@ -357,3 +372,8 @@ class Coordinator:
                 events.put(Released())
             else:
                 events.put(Failed(str(error)))
+
+
+def _is_bulk(machine: ChangeMachine) -> bool:
+    """Whether all KV is carried over during the pause, not only what pre-copy left."""
+    return machine.carry is Carry.RECOMPUTE or (machine.carry is Carry.COPY and not machine.rounds)

@@ -3,11 +3,14 @@
 ::
 
     PLAN --Planned--> PREPARE --ChainReady--> PRE_COPY --RoundCopied--> (again, or) --> CUTOVER --Settled--> RELEASE
-                                   |             ^                                         ^                   |
-                                   +-------------+------- nothing to copy -----------------+                Released
+                                   |                                                       ^                   |
+                                   +------- nothing to copy, or not while decoding --------+                Released
                                                                                                                |
     any step before Settled --StageLost, Rejected, LeaseLapsed, Cancelled--> ABORTING --RolledBack--> ABORTED  v
                                                                                                            COMMITTED
+
+How KV gets to layers that change their node is the change's `Method`. Pre-copy that does not converge ends in the
+fallback the change was asked for with: computing the KV again at the cutover, or giving up.
 
 What can fail between any two lines has one answer each:
 
@@ -46,6 +49,29 @@ class Step(enum.StrEnum):
     ABORTING = "aborting"
     COMMITTED = "committed"
     ABORTED = "aborted"
+
+
+class Method(enum.StrEnum):
+    """How the KV of layers that change their node gets there."""
+
+    PRE_COPY = "pre_copy"  # copied while decoding goes on; only what is stale then is copied during the pause
+    STOP_AND_COPY = "stop_and_copy"  # all of it is copied during the pause
+    RECOMPUTE = "recompute"  # computed again from tokens during the pause
+
+
+class Fallback(enum.StrEnum):
+    """What to do when pre-copy does not converge."""
+
+    ABORT = "abort"
+    RECOMPUTE = "recompute"
+
+
+class Carry(enum.StrEnum):
+    """What a cutover has to do for the KV before the new chain can go on."""
+
+    NOTHING = "nothing"  # the new stages map what is there
+    COPY = "copy"
+    RECOMPUTE = "recompute"
 
 
 ENDED = frozenset({Step.COMMITTED, Step.ABORTED})
@@ -154,10 +180,11 @@ class CopyStale:
 class Switch:
     """Flip the route between two batches; answer `Switched`, `NotMovable` or `Failed`.
 
-    `copy_delta`: first hold new batches, let those in flight finish, and copy the last stale tokens.
+    Unless `carry` is nothing, hold new batches first and let those in flight finish; then copy what is stale, or let
+    the new chain begin with computing the KV of every request again.
     """
 
-    copy_delta: bool
+    carry: Carry
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +229,8 @@ class ChangeMachine:
     Args:
         change: its id.
         source, target: the layouts before and after.
+        method: how KV gets to layers that change their node.
+        fallback: what to do when pre-copy does not converge.
         rule: when to stop pre-copying.
 
     """
@@ -209,9 +238,13 @@ class ChangeMachine:
     change: str
     source: Layout
     target: Layout
+    method: Method = Method.PRE_COPY
+    fallback: Fallback = Fallback.ABORT
     rule: StopRule = field(default_factory=StopRule)
     step: Step = Step.PLAN
     reason: str | None = None
+    stop_reason: str | None = None
+    carry: Carry = Carry.NOTHING
     rounds: list[CopyRound] = field(default_factory=list)
     story: list[str] = field(default_factory=list)
 
@@ -252,23 +285,31 @@ class ChangeMachine:
         return self._enter(Step.PREPARE, Prepare())
 
     def _chain_ready(self, _: Event) -> list[Instruction]:
-        if self.copies:
-            return self._enter(Step.PRE_COPY, CopyStale(1))
-        return self._cut_over()
+        if self.method is Method.RECOMPUTE:
+            return self._cut_over(Carry.RECOMPUTE)
+        if not self.copies:
+            return self._cut_over(Carry.NOTHING)
+        if self.method is Method.STOP_AND_COPY:
+            return self._cut_over(Carry.COPY)
+        return self._enter(Step.PRE_COPY, CopyStale(1))
 
     def _round_copied(self, event: Event) -> list[Instruction]:
         if not isinstance(event, RoundCopied):  # pragma: no cover - the table says so
             raise TypeError(event)
         self.rounds.append(event.copied)
-        verdict = self.rule.judge(self.rounds)
-        if verdict is Verdict.COPY_AGAIN:
+        judged = self.rule.judge(self.rounds)
+        if judged.verdict is Verdict.COPY_AGAIN:
             return [CopyStale(len(self.rounds) + 1)]
-        if verdict is Verdict.CUT_OVER:
-            return self._cut_over()
-        return self._abort(f"pre-copy does not converge: {self.rule.explain(self.rounds)}")
+        self.stop_reason = judged.reason
+        if judged.verdict is Verdict.CUT_OVER:
+            return self._cut_over(Carry.COPY)
+        if self.fallback is Fallback.RECOMPUTE:
+            return self._cut_over(Carry.RECOMPUTE)
+        return self._abort(f"pre-copy does not converge ({judged.reason}): {self.rule.explain(self.rounds)}")
 
-    def _cut_over(self) -> list[Instruction]:
-        return self._enter(Step.CUTOVER, Switch(copy_delta=self.copies))
+    def _cut_over(self, carry: Carry) -> list[Instruction]:
+        self.carry = carry
+        return self._enter(Step.CUTOVER, Switch(carry))
 
     def _switched(self, event: Event) -> list[Instruction]:
         if isinstance(event, Switched) and event.idle:

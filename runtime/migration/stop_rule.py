@@ -2,9 +2,9 @@
 
 Pre-copy sends what is stale while decoding makes more stale. Each round is judged by what it left behind:
 
-* what is left fits the pause budget at the rate just measured: cut over;
+* what is left fits the pause that is aimed for, at the rate just measured: cut over;
 * two rounds in a row brought no new minimum, or the round cap is reached: it will not get better. Cut over if the
-  estimated pause is within the budget all the same, else give up.
+  estimated pause is within the limit all the same, else give up.
 
 The rule of two rounds without a new minimum is the one that live migration of virtual machines and of KV caches uses.
 """
@@ -49,24 +49,37 @@ class CopyRound:
 
 
 @dataclass(frozen=True, slots=True)
-class StopRule:
-    """Parameters of the rule: the pause that copying may cost (s), and the most rounds."""
+class Judgement:
+    """What to do after a round, and why."""
 
-    pause_budget_s: float = 0.010
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRule:
+    """Parameters of the rule: the pause that copying aims for (s), the longest it may cost (s), and the most rounds."""
+
+    pause_aim_s: float = 0.010
+    pause_limit_s: float = 0.050
     round_cap: int = 8
 
-    def judge(self, rounds: Sequence[CopyRound]) -> Verdict:
+    def judge(self, rounds: Sequence[CopyRound]) -> Judgement:
         """Decide after the last of `rounds` (at least one)."""
-        if rounds[-1].pause_s <= self.pause_budget_s:
-            return Verdict.CUT_OVER
+        pause_s = rounds[-1].pause_s
+        if pause_s <= self.pause_aim_s:
+            return Judgement(Verdict.CUT_OVER, "fits the pause")
         stale = [copied.stale_bytes for copied in rounds]
         stuck = len(stale) > 2 and min(stale[-2:]) >= min(stale[:-2])
-        return Verdict.GIVE_UP if stuck or len(rounds) >= self.round_cap else Verdict.COPY_AGAIN
+        if not stuck and len(rounds) < self.round_cap:
+            return Judgement(Verdict.COPY_AGAIN, "more is stale than fits the pause")
+        verdict = Verdict.CUT_OVER if pause_s <= self.pause_limit_s else Verdict.GIVE_UP
+        return Judgement(verdict, "no progress" if stuck else "round cap")
 
     def explain(self, rounds: Sequence[CopyRound]) -> str:
         """Say in numbers why the rule gave up."""
         last = rounds[-1]
         return (
             f"after {len(rounds)} rounds {last.stale_bytes} bytes are stale, which is {1e3 * last.pause_s:.0f} ms at "
-            f"{last.bytes_per_second / 1e6:.1f} MB/s; the budget is {1e3 * self.pause_budget_s:.0f} ms"
+            f"{last.bytes_per_second / 1e6:.1f} MB/s; the limit is {1e3 * self.pause_limit_s:.0f} ms"
         )

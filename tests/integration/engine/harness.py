@@ -11,7 +11,7 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from runtime.migration.protocol import Step
+from runtime.migration.protocol import Method, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -98,14 +98,16 @@ class Harness:
             steps += 1
         return outputs
 
-    def run_with_changes(self, prompts: Mapping[str, Prompt], *layouts: str, every: int = 6) -> Outputs:
+    def run_with_changes(
+        self, prompts: Mapping[str, Prompt], *layouts: str, every: int = 6, method: Method = Method.PRE_COPY
+    ) -> Outputs:
         """Run requests while the pipeline goes through `layouts`, one after the other, as fast as they commit."""
         waiting = list(layouts)
         changes: list[str] = []
 
         def between(steps: int) -> None:
             if waiting and steps >= every and self.pipeline.coordinator.current is None:
-                changes.append(self.begin(waiting.pop(0)))
+                changes.append(self.begin(waiting.pop(0), method))
 
         outputs = self.run(prompts, between)
         self.idle()
@@ -135,18 +137,18 @@ class Harness:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
-    def begin(self, layout: str) -> str:
+    def begin(self, layout: str, method: Method = Method.PRE_COPY) -> str:
         """Ask for a change and wait until it is ready to cut over (or has failed); returns its id."""
-        change = self.pipeline.coordinator.request(layout)
+        change = self.pipeline.coordinator.request(layout, method)
         deadline = time.monotonic() + _DEADLINE_S
         while change.machine.step in {Step.PLAN, Step.PREPARE, Step.PRE_COPY}:
             assert time.monotonic() < deadline, change.report()
             change.ended.wait(0.002)
         return change.id
 
-    def change(self, layout: str) -> str:
+    def change(self, layout: str, method: Method = Method.PRE_COPY) -> str:
         """Change the pipeline, wait, and check that the change was committed; returns its id."""
-        change = self.pipeline.coordinator.request(layout)
+        change = self.pipeline.coordinator.request(layout, method)
         self.idle()
         assert change.report()["state"] == "committed", change.report()
         return change.id

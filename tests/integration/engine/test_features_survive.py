@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from runtime.migration.protocol import Method
 from tests.integration.engine.harness import Harness, Prompt, tokens
 
 if TYPE_CHECKING:
@@ -103,14 +104,23 @@ def test_the_prefix_cache_moves_along_when_layers_change_their_node(two_stages: 
     assert list(second.outputs[0].token_ids) == list(first.outputs[0].token_ids)
 
 
-def test_layers_move_between_nodes_under_load(two_stages: Harness) -> None:
+@pytest.mark.parametrize("method", list(Method))
+def test_layers_move_between_nodes_under_load(two_stages: Harness, method: Method) -> None:
     prompts = {
         f"r{i}": Prompt(f"the number {i}", {"max_tokens": 60, "temperature": 0.5 * (i % 2), "seed": i})
         for i in range(4)
     }
     undisturbed = two_stages.run(prompts)
-    disturbed = two_stages.run_with_changes(prompts, "3@a,3@b", "2@b,2,2@a", "3,3", every=3)
+    disturbed = two_stages.run_with_changes(prompts, "3@a,3@b", "2@b,2,2@a", "3,3", every=3, method=method)
     assert tokens(disturbed) == tokens(undisturbed)
+
+
+def test_prefixes_that_were_not_computed_again_are_not_found_any_more(two_stages: Harness) -> None:
+    first = two_stages.run({"r": Prompt(LONG)})["r"]
+    two_stages.change("3@a,3@b", Method.RECOMPUTE)
+    second = two_stages.run({"r": Prompt(LONG)})["r"]
+    assert second.num_cached_tokens == 0
+    assert list(second.outputs[0].token_ids) == list(first.outputs[0].token_ids)
 
 
 def test_several_batches_are_in_flight_and_stages_busy_at_once(two_stages: Harness) -> None:

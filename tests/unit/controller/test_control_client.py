@@ -35,8 +35,9 @@ def test_a_change_is_asked_for_with_its_layers():
         assert (request.method, request.url.path) == ("POST", "/midstream/v1/reconfigurations")
         return httpx.Response(202, json={"id": "change-1", "asked": json.loads(request.content)})
 
+    asked = {"layers": "8,12,10", "method": "pre_copy", "fallback": "abort"}
     with client(answer) as control:
-        assert control.reconfigure("8,12,10") == {"id": "change-1", "asked": {"layers": "8,12,10"}}
+        assert control.reconfigure("8,12,10") == {"id": "change-1", "asked": asked}
 
 
 def test_waiting_asks_again_until_the_change_has_ended():

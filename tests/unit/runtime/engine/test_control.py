@@ -11,7 +11,10 @@ from runtime.engine.dispatcher import TracedBatch
 from runtime.layout import LayoutError
 from runtime.migration.errors import ChangeBusy, ChangeRefused, ChangeUnknown
 from runtime.migration.journal import Journal
+from runtime.migration.protocol import Fallback, Method
 from runtime.transport.frames import StageSpan
+
+ASKED = ["x", "pre_copy", "abort"]
 
 
 class FakeCoordinator:
@@ -25,7 +28,11 @@ class FakeCoordinator:
             raise self.error
         return SimpleNamespace(report=lambda: {"id": "change-1", "asked": argument})
 
-    request = find = cancel = _answer
+    def request(self, layers: str, method: Method, fallback: Fallback) -> Any:
+        usual = method is Method.PRE_COPY and fallback is Fallback.ABORT
+        return self._answer(layers if usual else f"{layers} by {method}, else {fallback}")
+
+    find = cancel = _answer
 
 
 @pytest.fixture
@@ -54,14 +61,14 @@ def test_the_status_says_what_serves_and_which_model_and_engine(calls: ControlCa
     assert calls.call("midstream.status", []) == [{"model": "m", "vllm_version": "0.32.0", "epoch": 3}]
 
 
-@pytest.mark.parametrize("method", ["reconfigure", "report", "cancel"])
-def test_changes_are_answered_with_their_report(calls: ControlCalls, method: str):
-    assert calls.call(f"midstream.{method}", ["x"]) == [{"id": "change-1", "asked": "x"}]
+@pytest.mark.parametrize(("method", "arguments"), [("reconfigure", ASKED), ("report", ["x"]), ("cancel", ["x"])])
+def test_changes_are_answered_with_their_report(calls: ControlCalls, method: str, arguments: list[str]):
+    assert calls.call(f"midstream.{method}", arguments) == [{"id": "change-1", "asked": "x"}]
 
 
 def test_a_change_of_a_pipeline_that_does_not_wake_is_refused(calls: ControlCalls, pipeline: SimpleNamespace):
     pipeline.sleep.wait_awake = lambda _: False
-    (answer,) = calls.call("midstream.reconfigure", ["x"])
+    (answer,) = calls.call("midstream.reconfigure", ASKED)
     assert answer["refused"] == "invalid"
     assert "did not wake within 60 s" in answer["message"]
 
@@ -77,7 +84,7 @@ def test_a_change_of_a_pipeline_that_does_not_wake_is_refused(calls: ControlCall
 )
 def test_a_refusal_is_a_value_with_its_kind(calls: ControlCalls, pipeline: SimpleNamespace, error, refusal):
     pipeline.coordinator.error = error
-    (answer,) = calls.call("midstream.reconfigure", ["x"])
+    (answer,) = calls.call("midstream.reconfigure", ASKED)
     assert answer == {"message": str(error), **refusal}
 
 

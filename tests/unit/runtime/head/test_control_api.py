@@ -82,7 +82,7 @@ async def test_an_accepted_change_is_answered_with_its_first_report(http, engine
     engine.answers = [RUNNING]
     response = await http.post("/reconfigurations", json={"layers": "8,12,10"})
     assert (response.status_code, response.json()) == (202, RUNNING)
-    assert engine.calls == [("midstream.reconfigure", ("8,12,10",))]
+    assert engine.calls == [("midstream.reconfigure", ("8,12,10", "pre_copy", "abort"))]
 
 
 @pytest.mark.parametrize(

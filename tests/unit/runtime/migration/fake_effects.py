@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from runtime.layout import Layout
 from runtime.migration.coordinator import ChangeEffects, Cost
 from runtime.migration.errors import ChangeRefused
+from runtime.migration.protocol import Carry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,9 +119,9 @@ class FakeEffects(ChangeEffects):
             cost.bytes_moved += copied.sent_bytes
             return copied
 
-    def switch(self, cost: Cost, *, copy_delta: bool) -> bool:
+    def switch(self, cost: Cost, carry: Carry, hold_s: float) -> bool:
         self.on_switch(self.epochs)
-        with self._called("switch with delta" if copy_delta else "switch"):
+        with self._called("switch" if carry is Carry.NOTHING else f"switch and {carry}"):
             return self.idle
 
     def interrupt(self) -> None:

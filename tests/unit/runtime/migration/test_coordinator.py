@@ -81,7 +81,7 @@ def test_an_idle_pipeline_commits_without_a_first_result(bench: Bench):
 def test_a_change_between_nodes_copies_in_rounds_and_flips_with_the_delta(bench: Bench):
     bench.effects.rounds = [CopyRound(1000, 1.0, 600), CopyRound(600, 1.0, 0)]
     change = bench.change("2,2@b")
-    assert bench.effects.calls == ["plan", "prepare", "copy_stale", "copy_stale", "switch with delta", "release"]
+    assert bench.effects.calls == ["plan", "prepare", "copy_stale", "copy_stale", "switch and copy", "release"]
     assert (change.report()["rounds"], change.report()["bytes_moved"]) == (2, 1600)
 
 
@@ -201,7 +201,7 @@ def test_i4_a_failed_preparation_is_interrupted_and_rolled_back_exactly_once(ben
     assert str(bench.effects.serving) == "2,2"
 
 
-@pytest.mark.parametrize(("effect", "step"), [("copy_stale", "pre_copy"), ("switch with delta", "cutover")])
+@pytest.mark.parametrize(("effect", "step"), [("copy_stale", "pre_copy"), ("switch and copy", "cutover")])
 def test_i4_a_failure_in_a_later_step_is_rolled_back_as_well(bench: Bench, effect: str, step: str):
     bench.effects.rounds = [CopyRound(1000, 1.0, 0)]
     bench.effects.fail(effect, RuntimeError("the link is down"))
@@ -279,7 +279,7 @@ def test_a_misfortune_without_a_change_under_way_stops_no_later_change(bench: Be
     [
         ("prepare_s", "prepare", "prepare"),
         ("pre_copy_s", "copy_stale", "pre_copy"),
-        ("cutover_s", "switch with delta", "cutover"),
+        ("cutover_s", "switch and copy", "cutover"),
     ],
 )
 def test_i4_a_lapsed_lease_interrupts_what_hangs_and_rolls_back(bench: Bench, lease: str, effect: str, step: str):

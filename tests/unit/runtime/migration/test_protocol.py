@@ -4,13 +4,16 @@ from runtime.migration.protocol import (
     ENDED,
     ArmLease,
     Cancelled,
+    Carry,
     ChainReady,
     ChangeMachine,
     CopyStale,
     Failed,
+    Fallback,
     Finish,
     ImpossibleTransition,
     LeaseLapsed,
+    Method,
     NotMovable,
     Planned,
     Prepare,
@@ -58,7 +61,7 @@ aborted     !         -         -         -         -         -         -       
 
 INSTRUCTED_ON_THE_WAY_TO = {
     Step.PREPARE: [ArmLease(Step.PREPARE), Prepare()],
-    Step.CUTOVER: [ArmLease(Step.CUTOVER), Switch(copy_delta=True)],
+    Step.CUTOVER: [ArmLease(Step.CUTOVER), Switch(Carry.COPY)],
     Step.RELEASE: [ArmLease(Step.RELEASE), Release()],
     Step.ABORTING: [RollBack()],
     Step.COMMITTED: [Finish(Step.COMMITTED, None)],
@@ -128,7 +131,7 @@ def test_a_change_on_one_node_copies_nothing():
         ArmLease(Step.PREPARE),
         Prepare(),
         ArmLease(Step.CUTOVER),
-        Switch(copy_delta=False),
+        Switch(Carry.NOTHING),
         ArmLease(Step.RELEASE),
         Release(),
         Finish(Step.COMMITTED, None),
@@ -148,7 +151,7 @@ def test_a_change_between_nodes_copies_until_the_rest_fits_and_then_the_delta():
         CopyStale(2),
         CopyStale(3),
         ArmLease(Step.CUTOVER),
-        Switch(copy_delta=True),
+        Switch(Carry.COPY),
         ArmLease(Step.RELEASE),
         Release(),
         Finish(Step.COMMITTED, None),
@@ -161,7 +164,31 @@ def test_a_pre_copy_that_does_not_converge_is_given_up_with_its_numbers():
     stale = [RoundCopied(CopyRound(1000, 1.0, 1000))] * 3
     assert run(machine, *stale) == [CopyStale(2), CopyStale(3), RollBack()]
     assert machine.step is Step.ABORTING
-    assert "in step pre_copy: pre-copy does not converge: after 3 rounds 1000 bytes are stale" in str(machine.reason)
+    told = "in step pre_copy: pre-copy does not converge (no progress): after 3 rounds 1000 bytes are stale"
+    assert told in str(machine.reason)
+
+
+def test_a_pre_copy_that_does_not_converge_ends_in_computing_again_if_that_was_asked_for():
+    machine = machine_in(Step.PRE_COPY)
+    machine.fallback = Fallback.RECOMPUTE
+    stale = [RoundCopied(CopyRound(1000, 1.0, 1000))] * 3
+    assert run(machine, *stale) == [CopyStale(2), CopyStale(3), ArmLease(Step.CUTOVER), Switch(Carry.RECOMPUTE)]
+    assert (machine.stop_reason, machine.carry) == ("no progress", Carry.RECOMPUTE)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "carry"),
+    [
+        (Method.STOP_AND_COPY, TO_ANOTHER_NODE, Carry.COPY),
+        (Method.STOP_AND_COPY, ON_ONE_NODE, Carry.NOTHING),
+        (Method.RECOMPUTE, TO_ANOTHER_NODE, Carry.RECOMPUTE),
+        (Method.RECOMPUTE, ON_ONE_NODE, Carry.RECOMPUTE),
+    ],
+)
+def test_the_other_methods_copy_nothing_while_decoding_goes_on(method: Method, target, carry: Carry):
+    machine = machine_in(Step.PLAN, target)
+    machine.method = method
+    assert run(machine, Planned(), ChainReady())[2:] == [ArmLease(Step.CUTOVER), Switch(carry)]
 
 
 def test_the_first_result_may_overtake_the_answer_to_the_flip():
