@@ -162,6 +162,41 @@ def status(
 
 
 @app.command()
+def capacity(
+    kv_blocks: Annotated[int | None, typer.Option(min=2, help="Blocks of KV to use from now on.")] = None,
+    max_requests: Annotated[int | None, typer.Option(min=1, help="Requests that may run at once.")] = None,
+    max_batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens computed in one batch.")] = None,
+    preempt: Annotated[
+        bool, typer.Option(help="Compute the youngest requests again later if the blocks in use do not fit.")
+    ] = False,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    json_output: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+) -> None:
+    """Show how much the pipeline may hold at once, or change it while it serves.
+
+    Exit codes: 0 shown or changed, 1 not changed, 2 refused.
+    """
+    wanted = {"kv_blocks": kv_blocks, "max_requests": max_requests, "max_batch_tokens": max_batch_tokens}
+    changes = any(value is not None for value in wanted.values())
+    with _client(endpoint) as client:
+        state = client.change_capacity(**wanted, preempt=preempt) if changes else client.capacity()
+    if json_output:
+        print(json.dumps(state))
+    else:
+        for name in wanted:
+            _out.print(f"{name:<17} {state[name]:>8}  of at most {state['at_most'][name]}")
+        _out.print(f"{'kv_blocks_used':<17} {state['kv_blocks_used']:>8}")
+        if state["last"] and changes:
+            last = state["last"]
+            _out.print(
+                f"{last['state']} in {last['total_ms']:.1f} ms: {last['moved_blocks']} blocks moved, "
+                f"{last['preempted_requests']} requests preempted"
+            )
+    if changes and state["last"]["state"] != "done":
+        _fail(state["last"]["reason"])
+
+
+@app.command()
 def story(
     subject: Annotated[str | None, typer.Argument(help="A change or request id; without it, all changes.")] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
@@ -267,6 +302,52 @@ def bench_wake(
     _measure(
         lambda: run(
             WakeOptions(layers_from=layers, model=model, tokens=48, repeat=repeat, compare_stock=stock), say=_err.print
+        ),
+        render,
+        json_output=json_output,
+    )
+
+
+@bench_app.command("migrate")
+def bench_migrate(
+    link: Annotated[
+        str, typer.Option(help="What joins the two machines: 1gbit or 100mbit (needs root, ip, tc), or loopback.")
+    ] = "loopback",
+    layers_from: Annotated[
+        str, typer.Option("--from", help="Layers per stage on edge-1 and edge-2 before the change.")
+    ] = "15@edge-1,15@edge-2",
+    layers_to: Annotated[str, typer.Option("--to", help="Layers per stage after it.")] = "8@edge-1,22@edge-2",
+    streams: Annotated[int, typer.Option(help="Closed-loop streams; every second one samples with a seed.")] = 8,
+    tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 192,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt, roughly.")] = 500,
+    repeat: Annotated[int, typer.Option(help="How often each method is measured.")] = 3,
+    model: Annotated[str | None, typer.Option(help="Hugging Face id or folder; default: the built-in model.")] = None,
+    methods: Annotated[
+        str, typer.Option(help="Ways to move the KV, to be compared.")
+    ] = "pre_copy,stop_and_copy,recompute",
+    check_wire: Annotated[
+        bool, typer.Option("--check-wire", help="Also record one pass on the link and search it for plaintext.")
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Move layers between two machines under load, and measure what the streams notice."""
+    from loadgen.migrate_bench import MigrateOptions, render, run
+
+    _measure(
+        lambda: run(
+            MigrateOptions(
+                link=link,
+                layers_from=layers_from,
+                layers_to=layers_to,
+                model=model,
+                streams=streams,
+                tokens=tokens,
+                prompt_tokens=prompt_tokens,
+                repeat=repeat,
+                methods=tuple(methods.split(",")),
+                check_wire=check_wire,
+            ),
+            say=_err.print,
         ),
         render,
         json_output=json_output,

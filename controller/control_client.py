@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 _TOKEN_VARIABLE = "MIDSTREAM_CONTROL_TOKEN"  # noqa: S105 - the variable's name, not its value
 _LONG_POLL_S = 30.0
+_POLL_S = 0.05
 _TIMEOUT_S = 10.0
 
 
@@ -62,6 +64,18 @@ class ControlClient:
     def reconfigure(self, layers: str, method: str = "pre_copy", fallback: str = "abort") -> dict[str, Any]:
         """Start a change and return its first report."""
         return self._call("POST", "/reconfigurations", json={"layers": layers, "method": method, "fallback": fallback})
+
+    def capacity(self) -> dict[str, Any]:
+        """Return the limits now and at most."""
+        return self._call("GET", "/capacity")
+
+    def change_capacity(self, **limits: int | bool | None) -> dict[str, Any]:
+        """Change limits and return what became of it, once it was carried out."""
+        state = self._call("POST", "/capacity", json=limits)
+        while state["waiting"]:
+            time.sleep(_POLL_S)
+            state = self.capacity()
+        return state
 
     def wait(self, change: str) -> dict[str, Any]:
         """Return a change's report once it has ended."""

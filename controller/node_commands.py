@@ -127,9 +127,12 @@ def _bytes(option: str, text: str | None) -> int | None:
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
     try:
-        return int(TypeAdapter(ByteSize).validate_python(text))
+        size = int(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:
+        size = 0
+    if size <= 0:
         _fail(f"{option} {text!r} is not a size; write, for example, 4GiB or 500MB")
+    return size
 
 
 def _fail(message: str) -> NoReturn:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from runtime.engine.capacity import CapacityOrder
 from runtime.layout import LayoutError
 from runtime.migration.errors import ChangeBusy, ChangeRefused, ChangeUnknown
 from runtime.migration.protocol import Fallback, Method
@@ -32,6 +35,7 @@ class ControlCalls:
             f"{PREFIX}reconfigure": self._reconfigure,
             f"{PREFIX}report": self._report,
             f"{PREFIX}cancel": self._cancel,
+            f"{PREFIX}capacity": self._capacity,
             f"{PREFIX}story": self._story,
             f"{PREFIX}trace": self._trace,
         }
@@ -67,6 +71,15 @@ class ControlCalls:
 
     def _cancel(self, change: str) -> dict[str, Any]:
         return self._pipeline.coordinator.cancel(change).report()
+
+    def _capacity(self, order: dict[str, Any] | None) -> dict[str, Any]:
+        capacity = self._pipeline.depth.capacity
+        if capacity is None:
+            raise ChangeRefused("this engine's scheduler is not runtime.engine.scheduler.PipelineScheduler")
+        if order is not None:
+            capacity.ask(msgspec.convert(order, CapacityOrder))
+            self._pipeline.depth.change_capacity()
+        return capacity.report()
 
     def _story(self, subject: str | None) -> list[dict[str, Any]]:
         return [entry.as_dict() for entry in self._pipeline.journal.story(subject)]

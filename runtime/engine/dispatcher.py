@@ -31,7 +31,7 @@ from runtime.transport.channel import ChannelError
 from runtime.transport.frames import Batch, Rejected, Result, StageSpan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from runtime.engine.ledger import Ledger
     from runtime.transport.channel import Outbox
@@ -67,8 +67,13 @@ class _InFlight:
     batch: ScheduledBatch
     footprint: Footprint
     future: Future[BatchOutput]
+    learnt_anew: frozenset[str] = frozenset()  # requests that batches just before it may have told of
     output: BatchOutput | None = None
     spans: tuple[StageSpan, ...] = ()
+
+
+def _requests_of(batches: Iterable[ScheduledBatch]) -> frozenset[str]:
+    return frozenset(request_id for batch in batches for request_id in batch.scheduled_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,21 +160,23 @@ class Dispatcher:
                 return future
             found_too_much = kv_losses_known is not None and kv_losses_known < self.kv_losses
             again = self.ledger.recomputed_hits(batch, self._most_tokens) if found_too_much else []
-            for hit in again:
-                self._send_new(hit, self._footprint_of(hit), Future())
-            for request_id in {request_id for hit in again for request_id in hit.scheduled_tokens}:
-                self._known.discard(request_id)
+            entries = [*map(self._computing_again, again), self._entry(batch, footprint, future)]
+            entries[-1].learnt_anew = _requests_of(again)
+            for entry in entries:
+                self._send_new(entry, replayed=bool(again))
             self.counters.batches += 1
-            self._send_new(batch, footprint, future, replayed=bool(again))
         return future
 
-    def _send_new(
-        self, batch: ScheduledBatch, footprint: Footprint, future: Future[BatchOutput], *, replayed: bool = False
-    ) -> None:
-        self._sequence += 1
-        entry = _InFlight(self._sequence, self.epoch, batch, footprint, future)
+    def _send_new(self, entry: _InFlight, *, replayed: bool = False) -> None:
         self._in_flight.append(entry)
         self._send(entry, replayed=replayed)
+
+    def _entry(self, batch: ScheduledBatch, footprint: Footprint, future: Future[BatchOutput]) -> _InFlight:
+        self._sequence += 1
+        return _InFlight(self._sequence, self.epoch, batch, footprint, future)
+
+    def _computing_again(self, batch: ScheduledBatch) -> _InFlight:
+        return self._entry(batch, self._footprint_of(batch), Future())
 
     @staticmethod
     def _footprint_of(batch: ScheduledBatch) -> Footprint:
@@ -211,6 +218,7 @@ class Dispatcher:
         """Encode and send; requests the chain does not know yet are carried along."""
         if self._chain is None:
             raise StageError("no chain of stages to send to")
+        self._known.difference_update(entry.learnt_anew)
         strangers = [known.id for known in entry.batch.known if known.id not in self._known]
         entry.batch.carried = [self.ledger.carried(request_id) for request_id in strangers]
         entry.batch.replayed = replayed
@@ -322,7 +330,7 @@ class Dispatcher:
             self._known.clear()
             if recompute_tokens is not None:
                 for batch in self._recomputed(recompute_tokens):
-                    self._send_new(batch, self._footprint_of(batch), Future())
+                    self._send_new(self._computing_again(batch))
             self._changed.notify_all()
             return idle, []
 
@@ -356,20 +364,25 @@ class Dispatcher:
         """Abandon every chain, as `fall_back` does with one: stages of all of them may be gone.
 
         What only a last stage knew of a prompt (its logprobs so far) is computed again first, in batches of
-        `most_tokens` tokens at most; with `kv_lost`, the KV of every request is: a node is gone with its layers.
+        `most_tokens` tokens at most; with `kv_lost`, the KV of every request is: a node is gone with its layers. What a
+        batch in flight was to find in the prefix cache is computed again just before that batch.
         """
         with self._changed:
+            before = list(self._in_flight)
             if kv_lost:
                 again = self._recomputed(most_tokens)
             else:
                 unfinished = self.ledger.unfinished_prompt_logprobs(())
                 again = [b for request_id in unfinished for b in self.ledger.recomputed(request_id, most_tokens)]
-            for batch in reversed(again):
-                self._sequence += 1
-                entry = _InFlight(self._sequence, self.epoch, batch, self._footprint_of(batch), Future())
-                self._in_flight.appendleft(entry)
+            self._in_flight = deque(map(self._computing_again, again))
+            for entry in before:
+                hits = self.ledger.recomputed_hits(entry.batch, most_tokens) if kv_lost else []
+                self._in_flight.extend(map(self._computing_again, hits))
+                entry.learnt_anew |= _requests_of(hits)
+                self._in_flight.append(entry)
             replayed = self._abandon({entry.epoch for entry in self._in_flight}, chain, lambda: True)
-            return replayed[len(again) :]
+            wanted = {entry.sequence for entry in before}
+            return [sequence for sequence in replayed if sequence in wanted]
 
     def _abandon(self, epochs: set[int], chain: Chain, is_whole: Callable[[], bool]) -> list[int]:
         self._chain, self._probation = chain, False
@@ -391,6 +404,12 @@ class Dispatcher:
         self.counters.replayed_batches += len(replayed)
         self._changed.notify_all()
         return [entry.sequence for entry in replayed]
+
+    def blocks_moved(self, moved: Mapping[int, int], preempted: Iterable[str]) -> None:
+        """Know KV blocks by their new numbers; some requests hold none any more. Nothing may be in flight."""
+        with self._changed:
+            self.ledger.blocks_moved(moved, preempted)
+            self._known.clear()
 
     def hold(self, lease_s: float) -> None:
         """Let no further batch out until `resume`, but for no longer than `lease_s`: then they go out by themselves."""

@@ -29,7 +29,7 @@ from runtime.migration.kv_transfer import KVExchange
 from runtime.transport.address import Address, Neighbourhood
 from runtime.transport.calls import Calls
 from runtime.transport.channel import ChannelError, Inbox, Outbox
-from runtime.transport.frames import Ended, FrameError, Rejected, Reply, Result, unpack
+from runtime.transport.frames import Ended, FrameError, Lost, Rejected, Reply, Result, unpack
 from runtime.transport.gateway import Gateway
 from runtime.transport.identity import Enrolment, Identity
 from runtime.warm.node import LocalNode, NodeError, clean_up_after
@@ -96,6 +96,7 @@ class Fleet:
         on_rejected: takes refusals of batches.
         on_lost: called with (stage name, reason) when a stage process ends without having been released.
         on_host_lost: called with (host, reason) when another host is lost.
+        on_way_lost: called with (node, host, reason) when a node has lost the way to another host.
         log: takes (event, details...) of the gateway.
 
     """
@@ -109,13 +110,14 @@ class Fleet:
         on_rejected: Callable[[Rejected], None],
         on_lost: Callable[[str, str], None],
         on_host_lost: Callable[[str, str], None],
+        on_way_lost: Callable[[str, str, str], None],
         log: Callable[..., None],
     ) -> None:
         # Fork before this process has sockets and threads of ours that the zygote would only have to forget.
         self._exchange: KVExchange | None = None
         self._zygote = Zygote(zygote_main, preload, self._on_local_exit) if preload is not None else None
         self._on_result, self._on_rejected, self._on_lost = on_result, on_rejected, on_lost
-        self._on_host_lost = on_host_lost
+        self._on_host_lost, self._on_way_lost = on_host_lost, on_way_lost
         self.pipeline = secrets.token_hex(4)
         # Only the owner may enter, so the kernel vouches for every peer on these sockets.
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-"))
@@ -150,6 +152,7 @@ class Fleet:
             self._on_node_frame,
             self._on_silence,
             log,
+            on_bulk_lost=self._exchange.calls.fail,
         )
         return self._exchange.gateway
 
@@ -312,6 +315,8 @@ class Fleet:
                 self.calls.answered(frame, buffers)
             elif isinstance(frame, Ended):
                 self._on_exit(frame.stage, frame.status)
+            elif isinstance(frame, Lost):
+                self._on_way_lost(frame.node, frame.host, frame.reason)
 
     def _on_node_frame(self, peer: Peer, frame: Frame, buffers: Sequence[Buffer]) -> None:
         """Take what another host has for the nodes of this one (the thread of the link)."""

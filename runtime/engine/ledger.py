@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from runtime.engine.messages import BatchOutput, CarriedRequest, KnownRequest, NewRequest, ScheduledBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from vllm.sampling_params import SamplingParams
 
@@ -52,7 +52,7 @@ class _Request:
     computed_tokens: int
     output_token_ids: list[int] = field(default_factory=list)
     generator_state: bytes | None = None
-    holds_kv: bool = True  # not while it is preempted: its blocks may be another's
+    holds_kv: bool = False  # not before its first batch has settled, nor while it is preempted
 
 
 class Ledger:
@@ -162,7 +162,8 @@ class Ledger:
     def recomputed(self, request_id: str, most_tokens: int) -> list[ScheduledBatch]:
         """Make batches that compute the settled part of a request once more, in the blocks where it is.
 
-        For what is gone with a stage or a node. None for a request that holds no KV at the moment.
+        For what is gone with a stage or a node. None for a request that holds no KV at the moment; what a batch in
+        flight expects to find for it is another matter (`recomputed_hits`).
         """
         request = self._find(request_id)
         if request is None:
@@ -173,12 +174,12 @@ class Ledger:
 
     def recomputed_hits(self, batch: ScheduledBatch, most_tokens: int) -> list[ScheduledBatch]:
         """Make batches that compute what `batch` (dispatched already) expects to find in the prefix cache."""
-        batches = []
+        batches: list[ScheduledBatch] = []
         for entry in batch.entries():
             resumed = isinstance(entry, KnownRequest) and entry.resumed
-            if entry.computed_tokens and (resumed or isinstance(entry, NewRequest)):
+            request = self._find(entry.id)
+            if request and entry.computed_tokens and (resumed or isinstance(entry, NewRequest)):
                 blocks = entry.new_block_ids if isinstance(entry, KnownRequest) else None
-                request = self._requests[entry.id]
                 batches += self._computing(entry.id, request, most_tokens, entry.computed_tokens, blocks)
         return batches
 
@@ -199,6 +200,16 @@ class Ledger:
             ]
             batches.append(batch)
         return batches
+
+    def blocks_moved(self, moved: Mapping[int, int], preempted: Iterable[str]) -> None:
+        """Know KV blocks by their new numbers; some requests hold none any more."""
+        for request in self._requests.values():
+            request.blocks = _renamed(request.blocks, moved)
+            request.live_blocks = _renamed(request.live_blocks, moved)
+        for request_id in preempted:
+            known = self._requests.get(request_id)
+            if known is not None:
+                known.holds_kv = False
 
     def with_kv(self, in_flight: Iterable[str]) -> list[str]:
         """Return the requests whose settled KV is needed: the running ones, and the ended ones that are in flight."""
@@ -229,6 +240,10 @@ class Ledger:
 
 def _copy(blocks: BlockIds) -> BlockIds:
     return tuple(list(group) for group in blocks)
+
+
+def _renamed(blocks: BlockIds, moved: Mapping[int, int]) -> BlockIds:
+    return tuple([moved.get(block, block) for block in group] for group in blocks)
 
 
 def _extended(blocks: BlockIds, known: KnownRequest) -> BlockIds:

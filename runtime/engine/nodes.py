@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from runtime.warm.remote_node import RemoteNode
 
 OPEN_S = 600.0
+REACH_S = 60.0
+_TAKE_BACK_S = 2.0
+_COME_BACK_S = 120.0
+_LOOK_AGAIN_S = 0.2
 
 
 class Nodes:
@@ -43,28 +48,63 @@ class Nodes:
         self._nodes: dict[str, Node] = dict(self._remote)
         self._lost: dict[str, str] = {}  # reasons by name
         self._shape: KVPoolShape | None = None
+        self._engine = b""
+        self._closing = threading.Event()
 
     def open(self, describe: Callable[[], bytes]) -> None:
         """Have the pipeline hosted by all remote nodes, at once; `describe` says what their zygotes need.
 
+        Waits some time for nodes that are not there yet. From then on, a node that is lost is taken back as soon as it
+        can be reached again.
+
         Raises:
             NodeError: one of them cannot host it.
+            ChannelError: one of them cannot be reached.
 
         """
         if not self._remote:
             return
-        engine = describe()
+        self._engine = describe()
         with ThreadPoolExecutor(len(self._remote)) as threads:
-            for node, facts in zip(
-                self._remote.values(),
-                threads.map(lambda node: node.open(list(self._remote), engine, OPEN_S), self._remote.values()),
-                strict=True,
-            ):
-                self._journal.tell("pipeline", "node ready", node=node.name, weights_were_warm=facts["was_warm"])
+            list(threads.map(lambda node: node.wait_reachable(REACH_S), self._remote.values()))
+            list(threads.map(self._open, self._remote.values()))
+        threading.Thread(target=self._take_back, name="lost-nodes", daemon=True).start()
+
+    def _open(self, node: RemoteNode) -> None:
+        facts = node.open(list(self._remote), self._engine, OPEN_S)
+        self._journal.tell("pipeline", "node ready", node=node.name, weights_were_warm=facts["was_warm"])
+
+    def _take_back(self) -> None:
+        """Open lost nodes again as soon as that can be done."""
+        told: dict[str, str] = {}
+        while not self._closing.wait(_TAKE_BACK_S):
+            for name in [name for name in list(self._lost) if name in self._remote]:
+                node = self._remote[name]
+                try:
+                    node.wait_reachable(0.0)
+                    node.lost = None
+                    self._open(node)
+                    if self._shape is not None:
+                        node.reserve(self._shape, 0)
+                except Exception as error:  # noqa: BLE001 - whatever it is, the node stays lost
+                    node.lost = str(error)
+                    if told.get(name) != str(error):
+                        told[name] = str(error)
+                        self._journal.tell("pipeline", "node still lost", node=name, reason=str(error))
+                    continue
+                told.pop(name, None)
+                del self._lost[name]
+
+    def close(self) -> None:
+        """Take nobody back any more; let go of the pipeline on the nodes that are there."""
+        self._closing.set()
+        for name in self.names():
+            if name in self._remote:
+                self._remote[name].close()
 
     def names(self) -> list[str]:
         """Return the nodes that are known and there."""
-        return [name for name in self._nodes if name not in self._lost]
+        return [name for name in list(self._nodes) if name not in self._lost]
 
     def get(self, name: str) -> Node:
         """Return a node.
@@ -118,6 +158,12 @@ class Nodes:
             raise
         return migration
 
+    def each(self, work: Callable[[Node], None]) -> None:
+        """Do something on every node that is there, side by side; raises what the first raises."""
+        nodes = [self._nodes[name] for name in self.names()]
+        with ThreadPoolExecutor(len(nodes)) as threads:
+            list(threads.map(work, nodes))
+
     def lose(self, name: str, reason: str) -> bool:
         """Take note that a node is gone; False when that is known, or it is none of ours."""
         if name not in self._nodes or name in self._lost:
@@ -130,16 +176,19 @@ class Nodes:
     def without_lost(self, layout: Layout) -> Layout:
         """Return a layout like `layout` that needs no lost node: their layers go to the stages beside them.
 
+        Waits for some node to come back if all are lost.
+
         Raises:
-            NodeError: every node is lost.
+            NodeError: none came back in time.
 
         """
         if not layout.nodes & self._lost.keys():
             return layout
         if layout.nodes <= self._lost.keys():
-            left = self.names()
-            if not left:
-                raise NodeError(f"all nodes are lost: {'; '.join(self._lost.values())}")
+            deadline = time.monotonic() + _COME_BACK_S
+            while not (left := self.names()):
+                if self._closing.wait(_LOOK_AGAIN_S) or time.monotonic() > deadline:
+                    raise NodeError(f"all nodes are lost: {'; '.join(self._lost.values())}")
             counts = even_split(layout.total_layers, len(left)).split(",")
             return Layout.parse(",".join(map("@".join, zip(counts, left, strict=False))), layout.total_layers)
         return layout.without(self._lost.keys())
@@ -171,7 +220,7 @@ class Migration:
         try:
             self._legs.append(_Leg(name, source, target, layers, source.copy_to(target, name, layers)))
         except Exception:
-            target.forget_copy(name)
+            _tried(partial(target.forget_copy, name))
             raise
 
     def round(self) -> CopyRound:

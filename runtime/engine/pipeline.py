@@ -44,10 +44,11 @@ from runtime.warm.memory import available_bytes
 from runtime.warm.node import NodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from vllm.config import VllmConfig
 
+    from runtime.engine.capacity import Capacity, PipelineSide
     from runtime.engine.warm_model import WarmModel
     from runtime.migration.stop_rule import CopyRound
     from runtime.transport.frames import Buffer, Result
@@ -68,12 +69,18 @@ class Depth:
         batches: how many may be in flight at once. As many as there are devices that can compute at the same time:
             stages that share the cores of one node would only take them from each other, and two half-full batches
             cost nearly twice one full batch.
+        pipeline: for the scheduler's changes of its capacity.
+        capacity: the scheduler's limits.
+        change_capacity: changes them now, if no batch is in flight.
         kv_losses: tells how often the KV of some layers was lost.
         kv_losses_known: how often the scheduler has emptied its prefix cache for that.
 
     """
 
     batches: int = 1
+    pipeline: PipelineSide | None = None
+    capacity: Capacity | None = None
+    change_capacity: Callable[[], None] = lambda: None
     kv_losses: Callable[[], int] = lambda: 0
     kv_losses_known: int = 0
 
@@ -128,6 +135,7 @@ class Pipeline(ChangeEffects):
         self.dispatcher = Dispatcher(
             Ledger(config.cache_config.block_size), self._on_settled, self._on_batch_failed, self.journal.tell
         )
+        self.depth.pipeline = self
         self.depth.kv_losses = lambda: self.dispatcher.kv_losses
         warm: list[WarmModel] = []  # filled in the zygote, inherited by every stage
         here = not nodes or LOCAL_NODE in layout.nodes
@@ -139,6 +147,7 @@ class Pipeline(ChangeEffects):
             self.dispatcher.on_rejected,
             self._on_lost,
             self.lose_node,
+            self._on_way_lost,
             partial(self.journal.tell, "gateway"),
         )
         self.nodes = Nodes(
@@ -357,6 +366,30 @@ class Pipeline(ChangeEffects):
             self.nodes.reserve(self._binding.shape, [target.layout])
         self._keep_spares(_REST_S)
 
+    # -- capacity (`PipelineSide`) -------------------------------------------------------------------------------------
+
+    def copy_blocks(self, moved: Mapping[int, int]) -> None:
+        """Copy KV blocks on every node, by old and new number."""
+        if moved:
+            self.nodes.each(lambda node: node.copy_blocks(moved))
+
+    def blocks_moved(self, moved: Mapping[int, int], kept: int, preempted: Sequence[str]) -> None:
+        """Know the blocks by their new numbers, and give back those from `kept` on."""
+        self.dispatcher.blocks_moved(moved, preempted)
+        try:
+            self.nodes.each(lambda node: node.give_back(kept))
+        except Exception as error:  # noqa: BLE001 - a node may be gone: then there is nothing to give back
+            self._tell_left_over([str(error)])
+        self.journal.tell("pipeline", "KV blocks changed", blocks=kept, moved=len(moved), preempted=len(preempted))
+
+    def hold_changes(self, holder: str) -> bool:
+        """Let no other change begin; False when one is under way."""
+        return self.coordinator.hold(holder)
+
+    def let_changes_go(self) -> None:
+        """Let changes begin again."""
+        self.coordinator.let_go()
+
     # -- recovery ----------------------------------------------------------------------------------------------------
 
     def _is_whole(self) -> bool:
@@ -512,6 +545,7 @@ class Pipeline(ChangeEffects):
         """End everything."""
         self._failed.set()
         self.sleep.close()
+        self.nodes.close()
         self.coordinator.close()
         self.spares.close()
         self._fail_probes(None, "the pipeline was shut down")
@@ -675,6 +709,11 @@ class Pipeline(ChangeEffects):
             self.recovery.stage_lost(name, reason)
         elif self.spares.lost(name):
             self._keep_spares()
+
+    def _on_way_lost(self, node: str, host: str, reason: str) -> None:
+        """Do without a host that a node cannot reach; of two that cannot reach each other, the one that is told of."""
+        if node in self.nodes.names():
+            self.lose_node(host, f"{node}: {reason}")
 
     def _fail_probes(self, name: str | None, reason: str) -> None:
         """End the wait for probes that pass through a stage, or all of them."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from runtime.engine.capacity import Capacity
 from runtime.engine.executor import PipelineExecutor
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ class PipelineScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._depth = PipelineExecutor.depth_of(self.vllm_config)
+        self._capacity: Capacity | None = None
+        if self._depth.pipeline is not None:
+            self._capacity = self._depth.capacity = Capacity(self, self._depth.pipeline)
+            self._depth.change_capacity = self.change_capacity
         self._batches_in_flight = 0
         self._nothing_to_schedule = False
         # Stages but the last learn sampled tokens from the scheduler, whatever the number of stages is at the moment.
@@ -34,12 +39,15 @@ class PipelineScheduler(Scheduler):
 
     def has_requests(self) -> bool:
         """Whether the engine should schedule now: there is work, room in the pipeline, and something has changed."""
+        if self._batches_in_flight and self._capacity is not None and self._capacity.waits:
+            return False
         if self._batches_in_flight and (self._nothing_to_schedule or self._batches_in_flight >= self._depth.batches):
             return False
         return super().has_requests()
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Schedule one batch; remember when nothing could be scheduled because all requests are in flight."""
+        self.change_capacity()
         if self._depth.kv_losses_known < (losses := self._depth.kv_losses()):
             self._forget_unused_prefixes()
             self._depth.kv_losses_known = losses
@@ -48,6 +56,11 @@ class PipelineScheduler(Scheduler):
         if not self._nothing_to_schedule:
             self._batches_in_flight += 1
         return output
+
+    def change_capacity(self) -> None:
+        """Change the capacity if that was asked for, and no batch is in flight."""
+        if self._capacity is not None and self._capacity.waits and not self._batches_in_flight:
+            self._capacity.carry_out()
 
     def _forget_unused_prefixes(self) -> None:
         """Find no more in the prefix cache what no request holds: its KV went with a node.
@@ -62,7 +75,9 @@ class PipelineScheduler(Scheduler):
         if scheduler_output.total_num_scheduled_tokens:
             self._batches_in_flight -= 1
         self._nothing_to_schedule = False
-        return super().update_from_output(scheduler_output, output)
+        outputs = super().update_from_output(scheduler_output, output)
+        self.change_capacity()
+        return outputs
 
     def add_request(self, request: Request) -> None:
         """Take a new request, which can be scheduled."""

@@ -43,6 +43,19 @@ class ReconfigurationRequest(BaseModel):
     fallback: Fallback = Field(Fallback.ABORT, description="What to do when pre-copy does not converge.")
 
 
+class CapacityRequest(BaseModel):
+    """Body of ``POST /midstream/v1/capacity``; what is not given stays as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kv_blocks: int | None = Field(None, ge=2, description="Blocks of KV in all.")
+    max_requests: int | None = Field(None, ge=1, description="Requests that run at once.")
+    max_batch_tokens: int | None = Field(None, ge=1, description="Tokens computed in one batch.")
+    preempt: bool = Field(
+        False, description="Compute the youngest requests again later, when the blocks in use do not fit otherwise."
+    )
+
+
 class ControlPlugin:
     """What vLLM's server loads from the entry point group ``vllm.endpoint_plugins``."""
 
@@ -94,6 +107,18 @@ async def report(
 async def cancel(request: Request, change: str) -> JSONResponse:
     """Stop a change that is not committed yet."""
     return await _call(request, "cancel", change)
+
+
+@router.get("/capacity")
+async def capacity(request: Request) -> JSONResponse:
+    """The pipeline's limits now and at most, and what became of the last change of them."""
+    return await _call(request, "capacity", None)
+
+
+@router.post("/capacity")
+async def change_capacity(request: Request, body: CapacityRequest) -> JSONResponse:
+    """Change limits as soon as no batch is in flight; 202 with the limits as they are, 422 when it does not work."""
+    return await _call(request, "capacity", body.model_dump(), success=202)
 
 
 @router.get("/story")

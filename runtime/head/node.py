@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from runtime.head.serve import engine_environment
 from runtime.transport.identity import Enrolment, Identity
 from runtime.warm.node_daemon import NodeDaemon
-from runtime.warm.zygote import Zygote
+from runtime.warm.zygote import Zygote, ZygoteError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +38,7 @@ def run_node(options: NodeOptions) -> None:
 
     Raises:
         IdentityError, ChannelError, ZygoteError: the node cannot start; the message says why.
+        ZygoteError: the process with the engine has ended, and the node with it.
 
     """
     from runtime.engine.compat import built_for_cpu, check_torchvision, installed_version
@@ -50,7 +51,8 @@ def run_node(options: NodeOptions) -> None:
     daemons: list[NodeDaemon] = []
 
     def on_exit(key: str, status: int) -> None:
-        daemons[0].on_seed_exit(key, status)
+        for daemon in daemons:  # none, if it ended before this node was up
+            daemon.on_seed_exit(key, status)
 
     # Forked before this process has threads and sockets.
     seed = Zygote(be_model_zygote, import_engine, on_exit)
@@ -74,11 +76,12 @@ def run_node(options: NodeOptions) -> None:
         raise
     daemons.append(daemon)
     log("ready", node=identity.name, address=daemon.address, fingerprint=identity.fingerprint)
-    while not ended.wait(1.0):
-        if not seed.alive:
-            log("ending", reason="the process with the engine has ended")
-            break
+    while seed.alive and not ended.wait(1.0):
+        continue
+    lost = not seed.alive
     daemon.close()
+    if lost:
+        raise ZygoteError("the process with the engine has ended; start the node again")
 
 
 def log(event: str, **details: object) -> None:

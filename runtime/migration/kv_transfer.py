@@ -14,11 +14,11 @@
 All of a copy travels on one link, so a call is answered after what was sent before it. What a target has not been told
 to expect, or not from that peer, is refused and the peer cut off. A target that fails to apply something remembers the
 first error and answers it; memory is bounded by the link's queue on one side and by nothing but the pool on the other.
+When the link breaks, tokens that count as sent may be lost: the copy has failed, and has to be begun anew.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 import traceback
@@ -32,7 +32,7 @@ from runtime.migration.stop_rule import CopyRound
 from runtime.transport.calls import CallError, Calls
 from runtime.transport.channel import ChannelError
 from runtime.transport.frames import Call, FrameError, KVTokens, Reply
-from runtime.transport.gateway import NODE
+from runtime.transport.gateway import HELLO, NODE
 from runtime.warm.kv_pool import KVPoolError
 
 if TYPE_CHECKING:
@@ -64,7 +64,10 @@ class KVSender:
         self._pool = pool
         self._gateway, self._host, self._calls = gateway, host, calls
         self._source = KVSource(pool, layers)
+        self._sent_bytes = 0
         self._stopped = False
+        self._waits_for: int | None = None  # the number of the call that a round waits for
+        self._breaks = gateway.bulk_breaks(host)
         self._call("kv_expect", layers=list(layers), layout=self._source.layout_digest)
 
     def stale_bytes(self) -> int:
@@ -81,28 +84,45 @@ class KVSender:
         """
         started = time.perf_counter()
         sent = 0
+        self._check()
         for delta in self._source.deltas():
-            if self._stopped:
-                raise CallError(f"copy {self.copy!r} was stopped")
+            self._check()
             buffers = [delta.entries.data.cast("B"), delta.payload.data.cast("B")]
             self._gateway.send_bulk(self._host, KVTokens(self.copy), buffers)
             sent += delta.payload.nbytes
         if sent:
-            self._call("kv_applied")
+            self._sent_bytes += sent
+            applied = self._call("kv_applied")
+            self._check()
+            if applied != self._sent_bytes:
+                raise CallError(f"{self._host} has applied {applied} of the {self._sent_bytes} bytes of {self.copy!r}")
         return CopyRound(sent, time.perf_counter() - started, self.stale_bytes())
 
     def mismatches(self) -> dict[int, int]:
         """Compare both sides' tables (I2): {layer: blocks that differ}."""
+        self._check()
         differing: dict[int, int] = self._call("kv_compare", tables=self._source.tables().tobytes())
         return differing
 
     def stop(self) -> None:
-        """Let a round that is under way fail before it sends more."""
+        """Let a round that is under way fail, and every later one."""
         self._stopped = True
+        number = self._waits_for
+        if number is not None:
+            self._calls.cancel(number, self._why_stopped())
 
     def end(self) -> None:
         """Tell the target that nothing more comes."""
         self._call("kv_end")
+
+    def _check(self) -> None:
+        if self._stopped:
+            raise CallError(self._why_stopped())
+        if self._gateway.bulk_breaks(self._host) != self._breaks:
+            raise CallError(f"copy {self.copy!r} has failed: the bulk link to {self._host} broke, and tokens with it")
+
+    def _why_stopped(self) -> str:
+        return f"copy {self.copy!r} was stopped"
 
     def _call(self, method: str, **arguments: Any) -> Any:
         number, future = self._calls.send(
@@ -111,11 +131,17 @@ class KVSender:
             method,
             {"copy": self.copy, **arguments},
         )
+        if method == "kv_applied":
+            self._waits_for = number
+            if self._stopped:
+                self._calls.cancel(number, self._why_stopped())
         try:
             return future.result(_ANSWER_S)
         except TimeoutError as error:
             self._calls.forget(number)
             raise CallError(f"{self._host} did not answer {method!r} within {_ANSWER_S:g} s") from error
+        finally:
+            self._waits_for = None
 
 
 class _Expectation(msgspec.Struct, frozen=True):
@@ -187,6 +213,9 @@ class KVReceiver:
                 raise FrameError(f"copy {expected.copy!r} is for layers {layers} of {incoming.pool.shape.layers}")
             incoming.target = KVTarget(incoming.pool, layers, expected.layout)
             return None
+        if method == "kv_end":
+            self.forget(arguments["copy"])
+            return None
         if incoming.target is None:
             raise FrameError(f"{method} of copy {arguments['copy']!r} came before it was announced")
         if incoming.error is not None:
@@ -200,8 +229,7 @@ class KVReceiver:
             except (KeyError, TypeError, ValueError) as error:
                 raise FrameError(f"the tables of copy {arguments['copy']!r} are not {shape}: {error}") from error
             return incoming.target.mismatches(tables)
-        self.forget(arguments["copy"])
-        return None
+        raise FrameError(f"{method!r} is no call about a copy")
 
     def _find(self, copy: object, peer: str) -> _Incoming:
         with self._lock:
@@ -229,7 +257,7 @@ class KVExchange:
         if isinstance(frame, KVTokens):
             self.receiver.on_tokens(peer, frame, buffers)
         elif isinstance(frame, Reply):
-            self.calls.answered(frame, buffers)
+            self.calls.answered(frame, buffers, by=peer)
         elif isinstance(frame, Call) and frame.method in KVReceiver.METHODS:
             arguments = read_arguments(frame, buffers[0])
             answer(
@@ -241,7 +269,7 @@ class KVExchange:
                 lambda: self.receiver.on_call(peer, frame.method, arguments),
             )
         else:
-            return False
+            return isinstance(frame, Call) and frame.method == HELLO  # nothing is to be done for that
         return True
 
 
@@ -262,5 +290,7 @@ def answer(gateway: Gateway, name: str, peer: str, to: str, call: Call, work: Ca
     except Exception as error:  # noqa: BLE001 - whatever goes wrong is told to whoever asked
         traceback.print_exc()
         reply, buffers = Reply(name, call.call, f"{type(error).__name__}: {error}", 0), []
-    with contextlib.suppress(ChannelError):  # nobody is left to be told
+    try:
         gateway.send(peer, to, reply, buffers)
+    except ChannelError as error:
+        gateway.log("not answered", peer=peer, method=call.method, reason=str(error))

@@ -34,12 +34,14 @@ class Neighbourhood(msgspec.Struct, frozen=True):
     pipeline: the pipeline's name, the same on all hosts.
     folder: where these processes have their sockets.
     gateway: where the host's gateway has its sockets; None on a host that knows no other.
+    peers: the hosts that may send to these processes; None for all that are enrolled.
     """
 
     host: str
     pipeline: str
     folder: str
     gateway: str | None = None
+    peers: frozenset[str] | None = None
 
     def inbox(self, name: str) -> str:
         """Return the socket on which process `name` of this neighbourhood listens."""

@@ -26,7 +26,7 @@ class Calls:
     """The calls of one process to others. Thread-safe. `error` is the type that futures fail with."""
 
     def __init__(self, error: type[Exception] = CallError) -> None:
-        self._error = error
+        self.error = error
         self._lock = threading.Lock()
         self._waiting: dict[int, tuple[str, Future[Any]]] = {}
         self._numbers = itertools.count(1)
@@ -43,10 +43,18 @@ class Calls:
             send(Call(number, method), [msgspec.msgpack.encode(arguments)])
         except ChannelError as error:
             self._settle(number, error=f"{to}: {error}")
+        except BaseException:
+            self.forget(number)
+            raise
         return number, future
 
-    def answered(self, reply: Reply, buffers: Sequence[Buffer]) -> None:
-        """Take an answer; one that nobody waits for is dropped."""
+    def answered(self, reply: Reply, buffers: Sequence[Buffer], by: str | None = None) -> None:
+        """Take an answer; one that nobody waits for is dropped, and with `by` one of another than who was called."""
+        if by is not None:
+            with self._lock:
+                called, _ = self._waiting.get(reply.call, (None, None))
+            if called != by:
+                return
         if reply.error is not None:
             self._settle(reply.call, error=f"{reply.stage}: {reply.error}")
             return
@@ -62,6 +70,10 @@ class Calls:
         with self._lock:
             self._waiting.pop(number, None)
 
+    def cancel(self, number: int, reason: str) -> None:
+        """Fail one call, if it still waits."""
+        self._settle(number, error=reason)
+
     def fail(self, to: str, reason: str) -> None:
         """Fail every call that waits for `to`."""
         with self._lock:
@@ -75,6 +87,6 @@ class Calls:
         if future is None:
             return
         if error is not None:
-            future.set_exception(self._error(error))
+            future.set_exception(self.error(error))
         else:
             future.set_result(value)

@@ -13,6 +13,7 @@ or mistyped field, or with the wrong number of buffers is rejected as a whole (i
     head ----- Call -------> any stage, any node  (control: prepare, bind, route, release; start, copy)
     head <---- Reply ------- any stage, any node
     head <---- Ended ------- any node             (a stage process of it has ended)
+    head <---- Lost -------- any node             (it has lost the way to another host)
     node ----- KVTokens ---> another node         (KV on its way, `runtime.migration.precopy`)
 """
 
@@ -124,6 +125,15 @@ class Ended(msgspec.Struct, tag="ended", frozen=True):
     buffers: int = 0
 
 
+class Lost(msgspec.Struct, tag="lost", frozen=True):
+    """A node has lost the way to another host; what was on it may be lost."""
+
+    node: str
+    host: str
+    reason: str
+    buffers: int = 0
+
+
 class KVTokens(msgspec.Struct, tag="kv", frozen=True):
     """Tokens of a copy between nodes; the buffers are the entries and the payload of a `KVDelta`."""
 
@@ -131,7 +141,7 @@ class KVTokens(msgspec.Struct, tag="kv", frozen=True):
     buffers: int = 2
 
 
-Frame = Batch | Hidden | Result | Rejected | Call | Reply | Ended | KVTokens
+Frame = Batch | Hidden | Result | Rejected | Call | Reply | Ended | Lost | KVTokens
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
@@ -180,6 +190,6 @@ def _buffers_of(frame: Frame) -> int | None:
             return 1 if frame.error is None else 0
         case KVTokens():
             return 2
-        case Ended() | Rejected():
+        case Ended() | Lost() | Rejected():
             return 0
     return None

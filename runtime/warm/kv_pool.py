@@ -34,7 +34,7 @@ import msgspec
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -240,6 +240,35 @@ class KVPool:
                     stop = start + (int(run[-1]) + 1) * shape.block_bytes
                     with contextlib.suppress(OSError):  # a kernel without it: pages are mapped on first touch
                         self._map.madvise(_MADV_POPULATE_WRITE, first, _aligned(stop - first))
+
+    def copy_blocks(self, moved: Mapping[int, int]) -> None:
+        """Copy blocks, in all layers that have them, to others; by old and new number.
+
+        Raises:
+            KVPoolError: there is no such block.
+
+        """
+        if not moved:
+            return
+        unknown = [block for pair in moved.items() for block in pair if not 0 < block < self.shape.blocks]
+        if unknown:
+            raise KVPoolError(f"this pool has no blocks {unknown}, only 1 to {self.shape.blocks - 1}")
+        source, target = np.fromiter(moved, np.intp, len(moved)), np.fromiter(moved.values(), np.intp, len(moved))
+        for layer in np.flatnonzero(self.watermark[:, source].any(axis=1)):
+            blocks = np.frombuffer(self.layer_memory(int(layer)), np.uint8).reshape(self.shape.blocks, -1)
+            blocks[target] = blocks[source]
+        self.generation[:, target] += 1
+        self.watermark[:, target] = self.watermark[:, source]
+
+    def give_back(self, first: int) -> None:
+        """Erase the blocks from `first` on and give their pages back to the kernel."""
+        self.generation[:, first:] += 1
+        self.watermark[:, first:] = 0
+        start, stop = _aligned(first * self.shape.block_bytes), self.shape.layer_stride
+        if start < stop:
+            for layer in range(self.shape.layers):
+                at = self.shape.layers_start + layer * self.shape.layer_stride
+                self._map.madvise(mmap.MADV_REMOVE, at + start, stop - start)
 
     def touched_bytes(self) -> int:
         """Bytes of KV that hold at least one valid token, for reports."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -74,6 +75,12 @@ class Node(Protocol):
     def scrub(self, layers: Sequence[int]) -> None:
         """Erase the KV of some layers."""
 
+    def copy_blocks(self, moved: Mapping[int, int]) -> None:
+        """Copy blocks to others, by old and new number."""
+
+    def give_back(self, first: int) -> None:
+        """Erase the blocks from `first` on; they cost nothing any more."""
+
     def copy_to(self, target: Node, copy: str, layers: Sequence[int]) -> KVCopy:
         """Begin to copy layers to another node."""
 
@@ -95,14 +102,20 @@ class LocalNode:
         zygote: forks its stages.
         home: where their sockets are.
         exchange: with the KV of other hosts; None where there is no way to them.
+        prefix: precedes the names of its stages in the zygote, where those of other pipelines may be.
 
     """
 
-    def __init__(self, name: str, zygote: Zygote, home: Neighbourhood, exchange: KVExchange | None = None) -> None:
+    def __init__(
+        self, name: str, zygote: Zygote, home: Neighbourhood, exchange: KVExchange | None = None, prefix: str = ""
+    ) -> None:
         self.name, self.host = name, home.host
-        self._zygote, self._home, self._exchange = zygote, home, exchange
+        self._zygote, self._home, self._exchange, self._prefix = zygote, home, exchange, prefix
+        self._lock = threading.Lock()  # while the descriptor is used
+        self._closed = False
         self._descriptor = KVPool.new_descriptor(name)
         self._pool: KVPool | None = None
+        self._allowed: set[str] = set()  # copies that come from other hosts
 
     @property
     def pool(self) -> KVPool:
@@ -113,15 +126,28 @@ class LocalNode:
 
     def reserve(self, shape: KVPoolShape, layers: int) -> None:  # noqa: ARG002 - this host has no budget of its own
         """Make a pool of this shape unless there is one."""
-        if self._pool is None or self._pool.shape != shape:
-            self._pool = KVPool.reserve(self._descriptor, shape)
+        with self._lock:
+            self._check_open()
+            if self._pool is None or self._pool.shape != shape:
+                self._pool = KVPool.reserve(self._descriptor, shape)
 
     def start(self, stage: str, orders: bytes) -> int:
         """Fork a stage process and return its pid."""
-        if self._exchange is not None:
-            self._exchange.gateway.admit(self._home.pipeline, stage, self._home.inbox(stage))
-        payload = msgspec.msgpack.encode(StagePayload(self._home, orders))
-        return self._zygote.fork(stage, payload, [self._descriptor])
+        home = self._home
+        payload = msgspec.msgpack.encode(StagePayload(home, orders))
+        with self._lock:
+            self._check_open()
+            try:
+                if self._exchange is not None:
+                    self._exchange.gateway.admit(home.pipeline, stage, home.inbox(stage), home.peers)
+                return self._zygote.fork(self._prefix + stage, payload, [self._descriptor])
+            except Exception:
+                self.ended(stage)
+                raise
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NodeError(f"pipeline {self._home.pipeline} was closed on node {self.name}")
 
     def ended(self, stage: str) -> None:
         """Clean up after a stage process that has ended."""
@@ -129,12 +155,20 @@ class LocalNode:
 
     def kill(self, stage: str) -> None:
         """End a stage process."""
-        self._zygote.kill(stage)
+        self._zygote.kill(self._prefix + stage)
 
     def scrub(self, layers: Sequence[int]) -> None:
         """Erase the KV of some layers."""
         for layer in layers:
             self.pool.scrub(range(layer, layer + 1))
+
+    def copy_blocks(self, moved: Mapping[int, int]) -> None:
+        """Copy blocks to others, by old and new number."""
+        self.pool.copy_blocks(moved)
+
+    def give_back(self, first: int) -> None:
+        """Erase the blocks from `first` on."""
+        self.pool.give_back(first)
 
     def copy_to(self, target: Node, copy: str, layers: Sequence[int]) -> KVCopy:
         """Begin to copy layers to another node, which has been told to expect them if it is on another host."""
@@ -152,10 +186,12 @@ class LocalNode:
         """Take the KV that another host sends."""
         if self._exchange is not None and source_host != self.host:
             self._exchange.receiver.allow(copy, source_host, self.pool)
+            self._allowed.add(copy)
 
     def forget_copy(self, copy: str) -> None:
         """Take it no longer."""
-        if self._exchange is not None:
+        if self._exchange is not None and copy in self._allowed:
+            self._allowed.discard(copy)
             self._exchange.receiver.forget(copy)
 
     def free_bytes(self) -> int:
@@ -163,9 +199,15 @@ class LocalNode:
         return available_bytes()
 
     def close(self) -> None:
-        """Give the KV back."""
-        self._pool = None
-        os.close(self._descriptor)
+        """Give the KV back; nothing is started any more."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._pool = None
+            os.close(self._descriptor)
+        for copy in list(self._allowed):
+            self.forget_copy(copy)
 
 
 def clean_up_after(stage: str, home: Neighbourhood, exchange: KVExchange | None) -> None:

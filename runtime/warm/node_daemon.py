@@ -11,15 +11,17 @@ Processes: the daemon has one *seed* zygote, with the engine imported; each mode
 the weights; stages are forked from that. Orders are taken from enrolled peers that may control only, and each of them
 rules its own pipelines only.
 
-A head that is gone for longer than `lease_s` loses its pipelines: their stages end, their KV is erased. The zygote
-with the weights stays for the next head with the same model, until memory is needed: what was used least recently goes
-first.
+A pipeline whose head is gone and gives no order for it within `lease_s` is lost: its stages end, its KV is erased. The
+zygote with the weights stays for the next head with the same model, until memory is needed: what was used least
+recently goes first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -34,7 +36,7 @@ import psutil
 from runtime.migration.kv_transfer import KVExchange, answer, read_arguments
 from runtime.transport.address import Neighbourhood
 from runtime.transport.channel import ChannelError
-from runtime.transport.frames import Call, Ended, FrameError
+from runtime.transport.frames import Call, Ended, FrameError, Lost
 from runtime.transport.gateway import Gateway
 from runtime.warm.kv_pool import KVPoolShape
 from runtime.warm.memory import available_bytes
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
 PRELOAD_S = 600.0
 _ORDERS_AT_ONCE = 4
+_NAME = re.compile(r"[A-Za-z0-9-]{1,32}")  # of pipelines and stages: they become names of files and destinations
 
 
 class OpenOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,10 +71,19 @@ class ReserveOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layers: int
 
 
+class StartOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Arguments of ``start``: the stage's name, and its orders, which only it understands."""
+
+    pipeline: str
+    stage: str
+    orders: bytes
+
+
 @dataclass(slots=True)
 class _WarmModel:
     """A zygote that has the weights of a model."""
 
+    key: str
     zygote: Zygote
     facts: dict[str, Any]
     memory_bytes: int
@@ -85,9 +97,12 @@ class _Hosted:
 
     name: str
     head: str
+    hosts: frozenset[str]
     model: bytes
     node: LocalNode
     folder: str
+    prefix: str  # of its stages' names in the zygote
+    lapse: threading.Timer | None = None  # runs while its head is gone
     stages: set[str] = field(default_factory=set)
     kv_bytes: int = 0
     copies: dict[str, KVSender] = field(default_factory=dict)
@@ -123,8 +138,9 @@ class NodeDaemon:
         self._lock = threading.RLock()
         self._hosted: dict[str, _Hosted] = {}
         self._models: dict[bytes, _WarmModel] = {}  # by what their zygotes were told
-        self._opening = threading.Lock()  # one model is loaded at a time
-        self._lapsing: dict[str, threading.Timer] = {}  # by head
+        self._gone: dict[str, str] = {}  # hosts that are lost and gave no order since, with the reason
+        self._closing = False
+        self._promising = threading.Lock()  # what is promised to one must not be promised to another meanwhile
         self._exchange = KVExchange(identity.name)
         self._count = 0
         self._folder = tempfile.mkdtemp(prefix="midstream-node-")
@@ -132,7 +148,11 @@ class NodeDaemon:
             "reserve": self._reserve,
             "start": self._start,
             "kill": self._kill,
-            "scrub": lambda hosted, arguments: hosted.node.scrub(_layers(arguments)),
+            "copy_blocks": lambda hosted, arguments: hosted.node.copy_blocks(
+                _convert(arguments.get("moved"), dict[int, int])
+            ),
+            "give_back": lambda hosted, arguments: hosted.node.give_back(_convert(arguments.get("first"), int)),
+            "scrub": lambda hosted, arguments: hosted.node.scrub(_layers(hosted, arguments)),
             "free_bytes": lambda *_: self._free_bytes(),
             "copy_begin": self._copy_begin,
             "copy_round": self._copy_round,
@@ -144,10 +164,22 @@ class NodeDaemon:
             "copy_forget": lambda hosted, arguments: hosted.node.forget_copy(_text(arguments, "copy")),
             "close": lambda hosted, _: self._close(hosted, "its head is done with it"),
         }
-        self._openers = ThreadPoolExecutor(1, "open")
-        self.gateway = Gateway(
-            identity, enrolment, listen, self._folder, self._on_frame, self._on_lost, log, bulk_bytes_per_second
-        )
+        self._openers = ThreadPoolExecutor(1, "open")  # one model is loaded at a time
+        try:
+            self.gateway = Gateway(
+                identity,
+                enrolment,
+                listen,
+                self._folder,
+                self._on_frame,
+                self._on_lost,
+                log,
+                bulk_bytes_per_second,
+                on_bulk_lost=self._exchange.calls.fail,
+            )
+        except Exception:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
         self._exchange.gateway = self.gateway
 
     @property
@@ -166,13 +198,15 @@ class NodeDaemon:
     def close(self) -> None:
         """End everything and leave nothing behind."""
         with self._lock:
+            self._closing = True
             hosted = list(self._hosted.values())
         for one in hosted:
             self._close(one, "the node runtime ends")
-        for timer in self._lapsing.values():
-            timer.cancel()
+        self._openers.shutdown(wait=False, cancel_futures=True)
         self.gateway.close()
-        for model in self._models.values():
+        with self._lock:
+            models, self._models = list(self._models.values()), {}
+        for model in models:
             model.zygote.close()
         self._seed.close()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -187,24 +221,32 @@ class NodeDaemon:
             raise FrameError(f"a node runtime does not take {type(frame).__name__}")
         if not peer.controls:
             raise FrameError(f"{peer.name} may not control this node; enrol it with --controls if it should")
-        self._heard_of(peer.name)
+        with self._lock:
+            self._gone.pop(peer.name, None)
         arguments = read_arguments(frame, buffers[0])
         pipeline = arguments.get("pipeline")
+        if not isinstance(pipeline, str) or _NAME.fullmatch(pipeline) is None:
+            raise FrameError(f"{pipeline!r} is no name for a pipeline")
 
         def answered(work: Callable[[], object]) -> None:
             answer(self.gateway, self._name, peer.name, f"{pipeline}/head", frame, work)
 
         if frame.method == "open":
-            self._openers.submit(answered, lambda: self._open(peer.name, arguments))
+            with contextlib.suppress(RuntimeError):  # closed meanwhile
+                self._openers.submit(answered, lambda: self._open(peer.name, arguments))
             return
         with self._lock:
-            hosted = self._hosted.get(pipeline) if isinstance(pipeline, str) else None
+            hosted = self._hosted.get(pipeline)
         if hosted is None or hosted.head != peer.name:
             answered(lambda: _refuse(f"{peer.name} has no pipeline {pipeline!r} here"))
             return
         method = self._orders.get(frame.method)
         if method is None:
             raise FrameError(f"unknown order {frame.method!r}")
+        self._keep(hosted)
+        if frame.method == "copy_stop":  # at once: the rounds that it is to stop may keep all threads busy
+            answered(lambda: method(hosted, arguments))
+            return
         with contextlib.suppress(RuntimeError):  # closed meanwhile
             hosted.orders.submit(answered, lambda: method(hosted, arguments))
 
@@ -213,71 +255,114 @@ class NodeDaemon:
     def _open(self, head: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Host a pipeline, anew if it was open: load its model unless it is warm."""
         order = _convert(arguments, OpenOrder)
-        if not order.pipeline.isalnum():
-            raise NodeError(f"pipeline names are letters and digits, not {order.pipeline!r}")
         before = self._hosted.get(order.pipeline)
         if before is not None:
             if before.head != head:
                 raise NodeError(f"pipeline {order.pipeline!r} belongs to {before.head}")
             self._close(before, "its head opens it anew")
         for host in {head, *order.hosts} - {self._name}:
-            self.gateway.reach(host)
-        model = self._models.get(order.engine)
-        was_warm = model is not None
-        if model is None:
-            model = self._load(order.engine)
-        folder = str(Path(self._folder) / order.pipeline)
-        Path(folder).mkdir(mode=0o700)
-        home = Neighbourhood(self._name, order.pipeline, folder, self._folder)
-        node = LocalNode(self._name, model.zygote, home, self._exchange)
+            self.gateway.greet(host)
         with self._lock:
-            model.users.add(order.pipeline)
-            self._hosted[order.pipeline] = _Hosted(order.pipeline, head, order.engine, node, folder)
+            model = self._models.get(order.engine)
+            if model is not None and not model.zygote.alive:
+                del self._models[order.engine]
+                model = None
+            was_warm = model is not None
+            if model is not None:
+                model.users.add(order.pipeline)  # from now on nobody lets go of it
+        if model is None:
+            model = self._load(order.engine, order.pipeline)
+        try:
+            hosted = self._host(order, head, model)
+        except Exception:
+            with self._lock:
+                model.users.discard(order.pipeline)
+            raise
         self._log("pipeline opened", pipeline=order.pipeline, head=head, warm=was_warm)
+        with self._lock:
+            gone = self._gone.get(head)
+        if gone is not None:  # while the model was loaded
+            self._let_lapse(hosted, gone)
         return {**model.facts, "was_warm": was_warm, "memory_bytes": model.memory_bytes}
 
-    def _load(self, engine: bytes) -> _WarmModel:
+    def _host(self, order: OpenOrder, head: str, model: _WarmModel) -> _Hosted:
+        """Make a place for a pipeline whose model is warm."""
+        self._count += 1
+        prefix = f"{order.pipeline}.{self._count}/"
+        folder = str(Path(self._folder) / order.pipeline)
+        hosts = frozenset({head, *order.hosts})
+        home = Neighbourhood(self._name, order.pipeline, folder, self._folder, hosts)
+        with self._lock:
+            if self._closing:
+                raise NodeError(f"node {self._name} is ending")
+            Path(folder).mkdir(mode=0o700)
+            node = LocalNode(self._name, model.zygote, home, self._exchange, prefix)
+            hosted = _Hosted(order.pipeline, head, hosts, order.engine, node, folder, prefix)
+            self._hosted[order.pipeline] = hosted
+        return hosted
+
+    def _load(self, engine: bytes, user: str) -> _WarmModel:
         """Fork a zygote that loads a model."""
         self._count += 1
         key = f"model-{self._count}"
         zygote = Zygote.within(self._seed, key, engine, self._on_stage_exit)
         try:
             facts = zygote.wait_ready(PRELOAD_S)
+            model = _WarmModel(key, zygote, facts, _private_bytes(zygote.pid))
+            model.users.add(user)
+            with self._promising:
+                with self._lock:
+                    self._models[engine] = model
+                self._make_room()
         except Exception:
-            zygote.close()
-            raise
-        model = _WarmModel(zygote, facts, _private_bytes(zygote.pid))
-        with self._lock:
-            self._models[engine] = model
-        try:
-            self._make_room(0, keep=engine)
-        except NodeError:
             with self._lock:
-                del self._models[engine]
+                self._models.pop(engine, None)
             zygote.close()
             raise
         return model
 
     def _reserve(self, hosted: _Hosted, arguments: dict[str, Any]) -> None:
         order = _convert(arguments, ReserveOrder)
+        if not 0 <= order.layers <= order.shape.layers:
+            raise NodeError(f"room for {order.layers} of {order.shape.layers} layers cannot be made")
         wanted = order.layers * order.shape.layer_stride
-        with self._lock:
-            self._make_room(wanted - hosted.kv_bytes, keep=hosted.model)
+        before = hosted.kv_bytes
+        try:
+            with self._promising:
+                hosted.kv_bytes = wanted
+                self._make_room()
             hosted.node.reserve(order.shape, order.layers)
-            hosted.kv_bytes = wanted
+        except Exception:
+            with self._lock:
+                hosted.kv_bytes = before
+            raise
 
     def _start(self, hosted: _Hosted, arguments: dict[str, Any]) -> int:
-        stage = _text(arguments, "stage")
+        order = _convert(arguments, StartOrder)
+        if _NAME.fullmatch(order.stage) is None:
+            raise NodeError(f"{order.stage!r} is no name for a stage")
         with self._lock:
-            hosted.stages.add(stage)
-        return hosted.node.start(stage, arguments["orders"])
+            if order.stage in hosted.stages:
+                raise NodeError(f"{order.stage} runs already")
+            hosted.stages.add(order.stage)
+        try:
+            return hosted.node.start(order.stage, order.orders)
+        except Exception:
+            with self._lock:
+                hosted.stages.discard(order.stage)
+            raise
 
     def _kill(self, hosted: _Hosted, arguments: dict[str, Any]) -> None:
         hosted.node.kill(_text(arguments, "stage"))
 
     def _copy_begin(self, hosted: _Hosted, arguments: dict[str, Any]) -> None:
-        copy = _text(arguments, "copy")
-        hosted.copies[copy] = hosted.node.send_to(_text(arguments, "host"), copy, _layers(arguments))
+        copy = _copy_name(hosted, arguments)
+        sender = hosted.node.send_to(_text(arguments, "host"), copy, _layers(hosted, arguments))
+        with self._lock:
+            hosted.copies[copy] = sender
+            closed = self._hosted.get(hosted.name) is not hosted
+        if closed:
+            sender.stop()
 
     def _copy_round(self, hosted: _Hosted, arguments: dict[str, Any]) -> tuple[int, float, int]:
         copied = self._copy(hosted, arguments).round()
@@ -289,7 +374,7 @@ class NodeDaemon:
             sender.end()
 
     def _copy_allow(self, hosted: _Hosted, arguments: dict[str, Any]) -> None:
-        hosted.node.allow_copy(_text(arguments, "copy"), _text(arguments, "host"))
+        hosted.node.allow_copy(_copy_name(hosted, arguments), _text(arguments, "host"))
 
     @staticmethod
     def _copy(hosted: _Hosted, arguments: dict[str, Any]) -> KVSender:
@@ -310,8 +395,8 @@ class NodeDaemon:
                 hosted.kv_bytes for hosted in self._hosted.values()
             )
 
-    def _make_room(self, needed: int, keep: bytes) -> None:
-        """Let go of models that nobody uses, the least recently used first, until `needed` more bytes fit.
+    def _make_room(self) -> None:
+        """Let go of models that nobody uses, the least recently used first, until all that is promised fits.
 
         Raises:
             NodeError: they do not fit, with the number of bytes that are missing.
@@ -319,15 +404,17 @@ class NodeDaemon:
         """
         if self._memory_bytes is None:
             return
+        unneeded: list[_WarmModel] = []
         with self._lock:
-            idle = sorted(
-                (model.used_at, engine) for engine, model in self._models.items() if not model.users and engine != keep
-            )
+            idle = sorted((model.used_at, engine) for engine, model in self._models.items() if not model.users)
             for _, engine in idle:
-                if self._used_bytes() + needed <= self._memory_bytes:
+                if self._used_bytes() <= self._memory_bytes:
                     break
-                self._models.pop(engine).zygote.close()
-            missing = self._used_bytes() + needed - self._memory_bytes
+                unneeded.append(self._models.pop(engine))
+            missing = self._used_bytes() - self._memory_bytes
+        for model in unneeded:  # without the lock: the ends of its stages may still have to be heard of
+            model.zygote.close()
+            self._log("model let go", key=model.key, memory_bytes=model.memory_bytes)
         if missing > 0:
             raise NodeError(
                 f"node {self._name} may take {self._memory_bytes / 2**20:.0f} MiB and lacks {missing / 2**20:.0f} MiB "
@@ -336,13 +423,17 @@ class NodeDaemon:
 
     # -- ends ----------------------------------------------------------------------------------------------------------
 
-    def _on_stage_exit(self, stage: str, status: int) -> None:
+    def _on_stage_exit(self, key: str, status: int) -> None:
+        prefix, slash, stage = key.partition("/")
         with self._lock:
-            hosted = next((one for one in self._hosted.values() if stage in one.stages), None)
-            if hosted is None:
+            hosted = next((one for one in self._hosted.values() if one.prefix == prefix + slash), None)
+            if hosted is None or stage not in hosted.stages:
                 return
             hosted.stages.discard(stage)
         hosted.node.ended(stage)
+        self._tell_end(hosted, stage, status)
+
+    def _tell_end(self, hosted: _Hosted, stage: str, status: int) -> None:
         try:
             self.gateway.send(hosted.head, f"{hosted.name}/head", Ended(stage, status))
         except ChannelError as error:
@@ -352,38 +443,66 @@ class NodeDaemon:
         """React to the end of a model's zygote: its stages have ended with it, and are reported by the kernel."""
         self._log("model zygote ended", key=key, status=status)
         with self._lock:
-            for engine, model in list(self._models.items()):
-                if not model.zygote.alive:
-                    del self._models[engine]
+            ended = {engine: model for engine, model in self._models.items() if model.key == key}
+            for engine in ended:
+                del self._models[engine]
+        for model in ended.values():
+            model.zygote.close()
 
     def _on_lost(self, host: str, reason: str) -> None:
-        """Give the pipelines of a head that is gone some time, then end them."""
+        """Give the pipelines of a head that is gone some time, then end them; tell the others that a node is gone."""
         self._exchange.calls.fail(host, reason)
         with self._lock:
-            if host in self._lapsing or all(hosted.head != host for hosted in self._hosted.values()):
-                return
-            timer = self._lapsing[host] = threading.Timer(self._lease_s, self._lapse, (host, reason))
-            timer.daemon = True
-            timer.start()
-
-    def _heard_of(self, host: str) -> None:
+            concerned = [one for one in self._hosted.values() if host in one.hosts and one.head != host]
+        for one in concerned:
+            try:
+                self.gateway.send(one.head, f"{one.name}/head", Lost(self._name, host, reason))
+            except ChannelError as error:
+                self._log("loss not told", head=one.head, host=host, reason=str(error))
         with self._lock:
-            timer = self._lapsing.pop(host, None)
+            self._gone[host] = reason
+            headless = [hosted for hosted in self._hosted.values() if hosted.head == host]
+        for one in headless:
+            self._let_lapse(one, reason)
+
+    def _let_lapse(self, hosted: _Hosted, reason: str) -> None:
+        """End a pipeline unless its head is heard of in time."""
+        with self._lock:
+            if hosted.lapse is not None or self._hosted.get(hosted.name) is not hosted:
+                return
+            hosted.lapse = threading.Timer(self._lease_s, self._lapse, (hosted, time.monotonic(), reason))
+            hosted.lapse.daemon = True
+            hosted.lapse.start()
+
+    def _keep(self, hosted: _Hosted) -> None:
+        with self._lock:
+            timer, hosted.lapse = hosted.lapse, None
         if timer is not None:
             timer.cancel()
 
-    def _lapse(self, host: str, reason: str) -> None:
+    def _lapse(self, hosted: _Hosted, since: float, reason: str) -> None:
         with self._lock:
-            self._lapsing.pop(host, None)
-            hosted = [one for one in self._hosted.values() if one.head == host]
-        for one in hosted:
-            self._close(one, reason)
+            hosted.lapse = None
+            stages = sorted(hosted.stages)
+        if self.gateway.heard_at(hosted.name) > since:
+            return  # only one way was lost, and not the one that its batches take
+        self._close(hosted, f"{reason}, and was not heard of for {self._lease_s:g} s")
+        for stage in stages:  # should it be there after all
+            self._tell_end(hosted, stage, -signal.SIGKILL)
 
     def _close(self, hosted: _Hosted, reason: str) -> None:
         """End a pipeline's stages and erase its KV; its model stays warm."""
         with self._lock:
-            if self._hosted.pop(hosted.name, None) is None:
+            if self._hosted.get(hosted.name) is not hosted:
                 return
+            del self._hosted[hosted.name]
+            copies = list(hosted.copies.values())
+        self._keep(hosted)
+        for sender in copies:
+            sender.stop()
+        hosted.orders.shutdown(wait=False, cancel_futures=True)
+        hosted.node.close()  # from here on it starts no stage
+        with self._lock:
             stages, hosted.stages = hosted.stages, set()
             model = self._models.get(hosted.model)
             if model is not None:
@@ -392,8 +511,6 @@ class NodeDaemon:
         for stage in stages:
             hosted.node.kill(stage)
             hosted.node.ended(stage)
-        hosted.orders.shutdown(wait=False, cancel_futures=True)
-        hosted.node.close()
         shutil.rmtree(hosted.folder, ignore_errors=True)
         self._log("pipeline closed", pipeline=hosted.name, head=hosted.head, reason=reason)
 
@@ -406,7 +523,7 @@ def _convert(value: Any, kind: Any) -> Any:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise NodeError(f"malformed {kind.__name__}: {error}") from error
+        raise NodeError(f"malformed {getattr(kind, '__name__', kind)}: {error}") from error
 
 
 def _text(arguments: dict[str, Any], name: str) -> str:
@@ -416,8 +533,19 @@ def _text(arguments: dict[str, Any], name: str) -> str:
     return value
 
 
-def _layers(arguments: dict[str, Any]) -> list[int]:
-    layers: list[int] = msgspec.convert(arguments.get("layers"), list[int])
+def _copy_name(hosted: _Hosted, arguments: dict[str, Any]) -> str:
+    """Read the name of a copy, which begins with that of its pipeline: others have copies here too."""
+    copy = _text(arguments, "copy")
+    if not copy.startswith(f"{hosted.name}."):
+        raise NodeError(f"copy {copy!r} is none of pipeline {hosted.name}")
+    return copy
+
+
+def _layers(hosted: _Hosted, arguments: dict[str, Any]) -> list[int]:
+    layers: list[int] = _convert(arguments.get("layers"), list[int])
+    total = hosted.node.pool.shape.layers
+    if any(not 0 <= layer < total for layer in layers):
+        raise NodeError(f"layers {layers} are not all among the {total} of this pipeline")
     return layers
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from runtime.migration.stop_rule import CopyRound
+from runtime.transport.channel import ChannelError
 from runtime.transport.gateway import NODE
 from runtime.warm.node import NodeError
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from runtime.warm.node import KVCopy, Node
 
 _ANSWER_S = 60.0
+_LOOK_AGAIN_S = 0.5
 
 
 class RemoteNode:
@@ -53,6 +56,8 @@ class RemoteNode:
         except TimeoutError as error:
             self._calls.forget(number)
             raise NodeError(f"node {self.name} did not answer {method!r} within {timeout_s:g} s") from error
+        except self._calls.error as error:
+            raise NodeError(str(error)) from error
 
     def _send(self, method: str, arguments: dict[str, Any]) -> tuple[int, Future[Any]]:
         return self._calls.send(
@@ -61,6 +66,23 @@ class RemoteNode:
             method,
             {"pipeline": self._pipeline, **arguments},
         )
+
+    def wait_reachable(self, timeout_s: float) -> None:
+        """Wait until the node runtime can be reached; raises ChannelError when `timeout_s` seconds passed first."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                self._gateway.greet(self.host)
+            except ChannelError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_LOOK_AGAIN_S)
+            else:
+                return
+
+    def close(self) -> None:
+        """Have the pipeline hosted no more. Does not wait."""
+        self._send("close", {})
 
     def open(self, hosts: Sequence[str], engine: bytes, timeout_s: float) -> dict[str, Any]:
         """Have the pipeline of these hosts hosted, with what its zygote needs; returns what the zygote has to say."""
@@ -73,7 +95,11 @@ class RemoteNode:
 
     def start(self, stage: str, orders: bytes) -> int:
         """Fork a stage process and return its pid there."""
-        pid: int = self.call("start", stage=stage, orders=orders)
+        try:
+            pid: int = self.call("start", stage=stage, orders=orders)
+        except NodeError:
+            self.kill(stage)  # it may come late
+            raise
         return pid
 
     def kill(self, stage: str) -> None:
@@ -84,6 +110,14 @@ class RemoteNode:
     def scrub(self, layers: Sequence[int]) -> None:
         """Erase the KV of some layers."""
         self.call("scrub", layers=list(layers))
+
+    def copy_blocks(self, moved: Mapping[int, int]) -> None:
+        """Copy blocks to others, by old and new number."""
+        self.call("copy_blocks", moved=dict(moved))
+
+    def give_back(self, first: int) -> None:
+        """Erase the blocks from `first` on."""
+        self.call("give_back", first=first)
 
     def copy_to(self, target: Node, copy: str, layers: Sequence[int]) -> KVCopy:
         """Begin to copy layers to another node, which has been told to expect them."""

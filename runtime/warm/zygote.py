@@ -123,7 +123,11 @@ class Zygote:
         self = cls.__new__(cls)
         parent_socket, child_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with child_socket:
-            self.pid = parent.fork(key, payload, [child_socket.fileno()])
+            try:
+                self.pid = parent.fork(key, payload, [child_socket.fileno()])
+            except BaseException:
+                parent_socket.close()
+                raise
         self._is_child = False
         self._listen(parent_socket, on_exit)
         return self
@@ -154,21 +158,28 @@ class Zygote:
         """
         with self._known:
             self._known.wait_for(lambda: self._ready is not None or self._gone, timeout_s)
-            ready = self._ready
+            ready, gone = self._ready, self._gone
         if isinstance(ready, Ready):
             return ready.facts
-        reason = ready.reason if ready else f"the zygote (pid {self.pid}) ended, or took over {timeout_s:g} s"
+        if ready is not None:
+            reason = ready.reason
+        else:
+            reason = f"the zygote (pid {self.pid}) " + ("ended" if gone else f"took over {timeout_s:g} s")
         raise ZygoteError(f"cannot preload: {reason}")
 
     def fork(self, key: str, payload: bytes, descriptors: Sequence[int] = (), timeout_s: float = 60.0) -> int:
         """Fork a child and return its pid.
 
         Raises:
-            ZygoteError: the zygote is gone, could not fork, or did not answer within `timeout_s` seconds.
+            ZygoteError: the zygote is gone, could not fork, or did not answer within `timeout_s` seconds; or the order
+                is too long for it.
 
         """
+        order = _encode(Fork(key, payload))
+        if len(order) > _MESSAGE_BYTES:
+            raise ZygoteError(f"cannot start process {key!r}: an order has {_MESSAGE_BYTES} bytes, not {len(order)}")
         try:
-            socket.send_fds(self._socket, [_encode(Fork(key, payload))], list(descriptors))
+            socket.send_fds(self._socket, [order], list(descriptors))
         except OSError as error:
             raise ZygoteError(f"cannot start process {key!r}: the zygote (pid {self.pid}) is gone: {error}") from error
         with self._known:
@@ -213,7 +224,7 @@ class Zygote:
                     self._pids.clear()
                     self._known.notify_all()
                 for key in lost:
-                    self._on_exit(key, -signal.SIGKILL)
+                    self._tell_exit(key, -signal.SIGKILL)
                 return
             report = _decode_report(message)
             unwanted = False
@@ -232,19 +243,27 @@ class Zygote:
             if unwanted:
                 self.kill(report.key)
             if isinstance(report, Exited):
-                self._on_exit(report.key, report.status)
+                self._tell_exit(report.key, report.status)
+
+    def _tell_exit(self, key: str, status: int) -> None:
+        try:
+            self._on_exit(key, status)
+        except Exception:  # noqa: BLE001 - further reports are waited for, whatever the reaction does
+            traceback.print_exc()
 
 
 def be_zygote(descriptor: int, main: ChildMain, preload: Preload) -> None:
     """Serve orders on a socket until it is closed: what a child that `Zygote.within` forked has to do."""
     with socket.socket(fileno=descriptor) as orders:
         try:
-            facts = preload()
+            ready = _encode(Ready(preload()))
         except Exception as error:
-            orders.send(_encode(NotReady(f"{type(error).__name__}: {error}"[: _MESSAGE_BYTES // 2])))
+            reason = f"{type(error).__name__}: {error}".encode(errors="replace")[: _MESSAGE_BYTES // 2]
+            orders.send(_encode(NotReady(reason.decode(errors="replace"))))
             raise
-        orders.send(_encode(Ready(facts)))
-        _serve_orders(orders, main)
+        orders.send(ready)
+        with contextlib.suppress(ConnectionError):  # the parent has gone, and left reports unread
+            _serve_orders(orders, main)
 
 
 def _run_zygote(parent: int, orders: socket.socket, main: ChildMain, preload: Preload) -> None:

@@ -102,3 +102,40 @@ def test_an_even_split_is_a_layout_with_stages_that_differ_by_one_layer_at_most(
     counts = Layout.parse(even_split(total, stages), total).counts
     assert len(counts) == max(1, min(stages, total))
     assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "lost", "left"),
+    [
+        ("2@a,2@b", {"b"}, "4@a"),
+        ("2@a,2@b", {"a"}, "4@b"),
+        ("2@a,2@b", {"c"}, "2@a,2@b"),
+        ("2@a,2@b,2@c", {"b"}, "3@a,3@c"),
+        ("2@a,3@b,2@c", {"b"}, "3@a,4@c"),
+        ("2@a,1@b,1@c,2@a", {"b", "c"}, "3@a,3@a"),
+        ("1@b,2@a,1@b", {"b"}, "4@a"),
+        ("2,2@b", {"b"}, "4"),
+    ],
+)
+def test_without_a_node_its_layers_go_to_the_stages_beside_it(text: str, lost: set[str], left: str):
+    total = sum(int(part.split("@")[0]) for part in text.split(","))
+    assert str(Layout.parse(text, total).without(lost)) == left
+
+
+@given(layouts(), st.sets(NODES))
+def test_without_some_nodes_every_stage_that_is_left_keeps_its_layers_and_all_layers_are_served(
+    layout: Layout, lost: set[str]
+):
+    kept = [stage for stage in layout.stages if stage.node not in lost]
+    if not kept:
+        with pytest.raises(LayoutError, match="no stage is left"):
+            layout.without(lost)
+        return
+    left = layout.without(lost)
+    assert left.total_layers == layout.total_layers
+    assert Layout.parse(str(left), layout.total_layers) == left
+    for before, after in zip(kept, left.stages, strict=True):
+        assert after.node == before.node
+        assert after.layers.first <= before.layers.first < before.layers.stop <= after.layers.stop
+    if not layout.nodes & lost:
+        assert left == layout

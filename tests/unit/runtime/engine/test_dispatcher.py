@@ -576,3 +576,134 @@ def test_the_usual_size_of_a_batch_is_the_most_common_one_that_a_rehearsal_has_r
     assert bench.dispatcher.usual_tokens(64) == 64
     assert bench.dispatcher.usual_tokens(16) == 4
     assert bench.dispatcher.usual_tokens(2) == 1
+
+
+# -- losing KV ---------------------------------------------------------------------------------------------------------
+
+
+def computed(bench: Bench, epoch: int) -> list[tuple[int, str, int, int]]:
+    """(sequence, request, first token, tokens) of everything that was sent to a chain."""
+    return [
+        (frame.sequence, entry.id, entry.computed_tokens, sent.scheduled_tokens[entry.id])
+        for frame, sent in bench.entrances[epoch].sent
+        for entry in sent.entries()
+    ]
+
+
+def lose_kv(bench: Bench, epoch: int, most_tokens: int = 64) -> list[int]:
+    return bench.dispatcher.restart(bench.chain(epoch), most_tokens, kv_lost=True)
+
+
+def test_i3_when_kv_is_lost_all_that_was_settled_is_computed_before_what_was_in_flight(bench: Bench):
+    start(bench, "a", 1)
+    start(bench, "b", 2)
+    waiting = bench.dispatcher.dispatch(batch(known("a", 2, outputs=1), known("b", 2, outputs=1)))
+    assert lose_kv(bench, 2) == [3]
+    assert computed(bench, 2) == [(4, "a", 0, 2), (5, "b", 0, 2), (3, "a", 2, 1), (3, "b", 2, 1)]
+    assert bench.entrances[2].carried() == [["a"], ["b"], []]
+    assert all(sent.replayed for _, sent in bench.entrances[2].sent)
+    for sequence in (4, 5):
+        bench.answer(2, sequence, output())
+    assert not waiting.done()
+    bench.answer(2, 3, output(a=42, b=43))
+    assert waiting.result(0).sampled_token_ids == [[42], [43]]
+    assert bench.dispatcher.ledger.carried("a").output_token_ids == [41, 42]
+
+
+def test_idle_requests_are_computed_again_too(bench: Bench):
+    start(bench, "a", 1)
+    assert lose_kv(bench, 2) == []
+    assert computed(bench, 2) == [(2, "a", 0, 2)]
+    bench.dispatcher.dispatch(batch(known("a", 2, outputs=1)))
+    assert bench.entrances[2].carried() == [["a"], []]
+
+
+def test_kv_is_computed_again_in_batches_of_so_many_tokens(bench: Bench):
+    bench.dispatcher.dispatch(batch(new("a", 12, [1, 2, 3]), tokens=10))
+    bench.answer(1, 1, output(a=None))
+    lose_kv(bench, 2, most_tokens=4)
+    assert computed(bench, 2) == [(2, "a", 0, 4), (3, "a", 4, 4), (4, "a", 8, 2)]
+
+
+def test_what_a_new_request_in_flight_was_to_find_in_the_cache_is_computed_just_before_it(bench: Bench):
+    start(bench, "a", 1)
+    bench.dispatcher.dispatch(batch(known("a", 2, outputs=1)))
+    bench.dispatcher.dispatch(batch(new("b", 8, [5, 6], computed=4), tokens=4))
+    assert lose_kv(bench, 2) == [2, 3]
+    assert computed(bench, 2) == [(4, "a", 0, 2), (2, "a", 2, 1), (5, "b", 0, 4), (3, "b", 4, 4)]
+    hit, real = (sent for _, sent in bench.entrances[2].sent[2:])
+    assert (hit.carried[0].block_ids, [entry.id for entry in real.new]) == (([5, 6],), ["b"])
+
+
+def test_what_a_resumed_request_in_flight_was_to_find_is_computed_into_its_new_blocks(bench: Bench):
+    start(bench, "a", 1)
+    start(bench, "b", 2)
+    bench.dispatcher.dispatch(batch(known("b", 2, outputs=1), preempted=["a"]))
+    bench.answer(1, 3, output(b=42))
+    bench.dispatcher.dispatch(batch(known("a", 2, [7], 1, resumed=True)))
+    assert lose_kv(bench, 2) == [4]
+    assert computed(bench, 2) == [(5, "b", 0, 3), (6, "a", 0, 2), (4, "a", 2, 1)]
+    hit, real = (sent for _, sent in bench.entrances[2].sent[1:])
+    assert [(sent.known[0].resumed, sent.known[0].new_block_ids) for sent in (hit, real)] == [(True, ([7],))] * 2
+    assert bench.entrances[2].carried() == [["b"], ["a"], ["a"]]
+
+
+def test_a_batch_that_was_scheduled_before_a_loss_computes_first_what_it_hoped_to_find(bench: Bench):
+    start(bench, "a", 1)
+    lose_kv(bench, 2, most_tokens=3)
+    bench.dispatcher.dispatch(batch(new("b", 8, [5, 6], computed=4), tokens=4), kv_losses_known=0)
+    assert computed(bench, 2)[1:] == [(3, "b", 0, 3), (4, "b", 3, 1), (5, "b", 4, 4)]
+    assert bench.entrances[2].carried()[1:] == [["b"], [], []]
+    assert bench.entrances[2].sent[-1][1].replayed, "the stage must forget what it was told of b before"
+
+
+def test_a_resumed_request_that_was_scheduled_before_a_loss_is_told_of_anew(bench: Bench):
+    start(bench, "a", 1)
+    start(bench, "b", 2)
+    bench.dispatcher.dispatch(batch(known("b", 2, outputs=1), preempted=["a"]))
+    bench.answer(1, 3, output(b=42))
+    lose_kv(bench, 2)
+    bench.dispatcher.dispatch(batch(known("a", 2, [7], 1, resumed=True)), kv_losses_known=0)
+    assert computed(bench, 2)[1:] == [(5, "a", 0, 2), (6, "a", 2, 1)]
+    assert bench.entrances[2].carried()[1:] == [["a"], ["a"]]
+
+
+@pytest.mark.parametrize("known_losses", [1, None])
+def test_a_batch_that_was_scheduled_after_a_loss_is_sent_as_it_is(bench: Bench, known_losses: int | None):
+    lose_kv(bench, 2)
+    bench.dispatcher.dispatch(batch(new("b", 8, [5, 6], computed=4), tokens=4), kv_losses_known=known_losses)
+    assert computed(bench, 2) == [(1, "b", 4, 4)]
+    assert not bench.entrances[2].sent[0][1].replayed
+
+
+def test_a_request_that_ends_while_its_batch_waits_does_not_stop_it(bench: Bench):
+    bench.dispatcher.hold(DEADLINE_S)
+    sent = batch(new("a", 8, [5, 6], computed=4), tokens=4)
+    bench.background.start(lambda: bench.dispatcher.dispatch(sent, kv_losses_known=0))
+    lose_kv(bench, 2)
+    bench.dispatcher.finish(["a"])
+    bench.dispatcher.resume()
+    bench.background.settle()
+    assert [entry[1:] for entry in computed(bench, 2)] == [("a", 0, 4), ("a", 4, 4)]
+
+
+def test_kv_that_is_lost_once_more_is_computed_once_more(bench: Bench):
+    start(bench, "a", 1)
+    bench.dispatcher.dispatch(batch(new("b", 8, [5, 6], computed=4), tokens=4))
+    assert lose_kv(bench, 2, most_tokens=1) == [2]
+    bench.answer(2, 3, output())  # the first token of a, and then that is lost as well
+    assert 2 in lose_kv(bench, 3)
+    tokens: dict[str, list[int]] = {"a": [], "b": []}
+    for _, request_id, first, count in computed(bench, 3):
+        tokens[request_id] += range(first, first + count)
+    assert list(dict.fromkeys(tokens["a"])) == [0, 1]
+    assert list(dict.fromkeys(tokens["b"])) == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert bench.dispatcher.kv_losses == 2
+
+
+def test_a_loss_of_a_stage_alone_computes_no_kv_again(bench: Bench):
+    start(bench, "a", 1)
+    bench.dispatcher.dispatch(batch(new("b", 8, [5, 6], computed=4), tokens=4))
+    assert bench.dispatcher.restart(bench.chain(2), most_tokens=64) == [2]
+    assert computed(bench, 2) == [(2, "b", 4, 4)]
+    assert bench.dispatcher.kv_losses == 0

@@ -2,6 +2,7 @@ import pytest
 from vllm.v1.core.kv_cache_utils import KVCacheBlockCopy
 
 from runtime.engine.ledger import Footprint, Ledger
+from runtime.engine.messages import ScheduledBatch
 from tests.unit.runtime.engine.batches import BLOCK_TOKENS, batch, known, new, output
 
 
@@ -154,3 +155,104 @@ def test_i7_prompt_logprobs_are_unfinished_as_soon_as_the_first_part_is_in_fligh
     assert ledger.unfinished_prompt_logprobs([first]) == ["a"]
     ledger.dispatched(second)
     assert ledger.unfinished_prompt_logprobs([first, second]) == []
+
+
+# -- what is computed again --------------------------------------------------------------------------------------------
+
+
+def run(ledger: Ledger, *batches: ScheduledBatch, **sampled: int | None) -> None:
+    for sent in batches:
+        ledger.dispatched(sent)
+        ledger.settled(sent, output(**dict.fromkeys(sent.scheduled_tokens), **sampled))
+
+
+def parts(batches: list[ScheduledBatch]) -> list[tuple[str, int, int]]:
+    """(request, first token, tokens) of batches of one known request each."""
+    return [
+        (entry.id, entry.computed_tokens, sent.scheduled_tokens[entry.id])
+        for sent in batches
+        for (entry,) in [sent.known]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("most", "wanted"),
+    [
+        (64, [("a", 0, 10)]),
+        (10, [("a", 0, 10)]),
+        (4, [("a", 0, 4), ("a", 4, 4), ("a", 8, 2)]),
+        (1, [("a", n, 1) for n in range(10)]),
+    ],
+)
+def test_what_was_computed_is_computed_again_in_batches_of_so_many_tokens(ledger: Ledger, most: int, wanted):
+    run(ledger, batch(new("a", 12, [5, 6, 7]), tokens=10))
+    again = ledger.recomputed("a", most)
+    assert parts(again) == wanted
+    for sent in again:
+        assert (sent.new, sent.finished, sent.known[0].resumed, sent.known[0].new_block_ids) == ([], [], False, None)
+
+
+def test_computing_again_changes_nothing_in_what_is_known_of_a_request(ledger: Ledger):
+    run(ledger, batch(new("a", 6, [5, 6]), tokens=6), a=41)
+    run(ledger, batch(known("a", 6, outputs=1)), a=42)
+    before = ledger.carried("a")
+    run(ledger, *ledger.recomputed("a", 3))
+    assert ledger.carried("a") == before
+
+
+def test_a_request_that_is_unknown_cannot_be_computed_again(ledger: Ledger):
+    with pytest.raises(KeyError, match="a"):
+        ledger.recomputed("a", 4)
+
+
+def test_a_request_whose_first_batch_is_in_flight_has_nothing_to_compute_again_yet(ledger: Ledger):
+    """What it is to find in the prefix cache belongs to its batch."""
+    ledger.dispatched(batch(new("a", 12, [5, 6, 7], computed=8), tokens=4))
+    assert ledger.recomputed("a", 64) == []
+
+
+def test_a_preempted_request_is_not_computed_into_blocks_of_others_until_it_was_resumed(ledger: Ledger):
+    run(ledger, batch(new("a", 6, [5, 6]), new("b", 6, [7, 8]), tokens=6))
+    run(ledger, batch(known("b", 6, [5], outputs=1), preempted=["a"]))
+    assert ledger.recomputed("a", 64) == []
+    assert parts(ledger.recomputed("b", 64)) == [("b", 0, 7)]
+    run(ledger, batch(known("a", 0, [9, 10], 1, resumed=True), tokens=7))
+    assert parts(ledger.recomputed("a", 64)) == [("a", 0, 7)]
+    assert ledger.carried("a").block_ids == ([9, 10],)
+
+
+def test_a_request_that_ended_in_flight_can_still_be_computed_again(ledger: Ledger):
+    run(ledger, batch(new("a", 6, [5, 6]), new("b", 6, [7, 8]), tokens=6))
+    ledger.forget("a")
+    ledger.forget("b")
+    assert ledger.with_kv(["a"]) == ["a"]
+    assert ledger.with_kv([]) == []
+    assert parts(ledger.recomputed("a", 64)) == [("a", 0, 6)]
+    run(ledger, batch(new("c", 4, [9]), tokens=4))
+    assert ledger.with_kv(["a"]) == ["c", "a"]
+
+
+def test_what_a_batch_finds_in_the_prefix_cache_can_be_computed_before_it(ledger: Ledger):
+    run(ledger, batch(new("k", 6, [5, 6]), new("r", 8, [7, 8]), tokens=6))
+    run(ledger, batch(known("k", 6, outputs=1), preempted=["r"]))
+    sent = batch(
+        new("n", 12, [5, 9, 10], computed=4),
+        new("fresh", 4, [11]),
+        known("k", 7, outputs=2),
+        known("r", 8, [5, 12, 13], 1, resumed=True),
+        tokens=1,
+    )
+    ledger.dispatched(sent)
+    again = ledger.recomputed_hits(sent, 5)
+    assert parts(again) == [("n", 0, 4), ("r", 0, 5), ("r", 5, 3)]
+    assert [entry.resumed for hit in again for entry in hit.known] == [False, True, False]
+    assert [entry.new_block_ids for hit in again for entry in hit.known] == [None, ([5, 12, 13],), None]
+
+
+def test_what_a_batch_found_for_a_request_that_ended_meanwhile_is_found_too(ledger: Ledger):
+    sent = batch(new("a", 12, [5, 6, 7], computed=8), tokens=4)
+    ledger.dispatched(sent)
+    ledger.forget("a")
+    assert parts(ledger.recomputed_hits(sent, 64)) == [("a", 0, 8)]
+    ledger.purge([])
+    assert ledger.recomputed_hits(sent, 64) == []

@@ -21,11 +21,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from runtime.transport import link
+from runtime.transport import link, link_listener
 from runtime.transport.channel import ChannelError
 from runtime.transport.frames import FrameError
 from runtime.transport.identity import Enrolment, Identity, IdentityError, Peer, client_context, parse_address
-from runtime.transport.link import Limits, LinkListener, LinkSender, LogLimit, OutgoingRecord, RecordError
+from runtime.transport.link_listener import LinkListener, LogLimit
+from runtime.transport.link_sender import LinkSender
+from runtime.transport.record import Limits, OutgoingRecord, RecordError
 
 DEADLINE_S = 20.0
 BIG = 20 << 20
@@ -267,7 +269,7 @@ class TestWhoGetsIn:
     def test_i8_a_node_that_is_not_enrolled_is_refused_and_told_so(
         self, receiver: Receiver, edge: Identity, dial: Sent, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(link, "RecordReader", lambda limits: pytest.fail("a stranger's bytes were parsed"))
+        monkeypatch.setattr(link_listener, "RecordReader", lambda limits: pytest.fail("a stranger's bytes were parsed"))
         with pytest.raises(ChannelError, match=r"cloud-1 at 127\.0\.0\.1:\d+ is down: it refused this node's certif"):
             dial(edge, receiver.as_peer()).send("head", [b"let me in"])
         assert "its certificate is not enrolled here" in receiver.refused_because()
@@ -276,7 +278,7 @@ class TestWhoGetsIn:
     def test_i8_a_stranger_that_sends_without_waiting_for_the_greeting_is_not_read(
         self, receiver: Receiver, edge: Identity, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(link, "RecordReader", lambda limits: pytest.fail("a stranger's bytes were parsed"))
+        monkeypatch.setattr(link_listener, "RecordReader", lambda limits: pytest.fail("a stranger's bytes were parsed"))
         with contextlib.suppress(OSError), raw_link(edge, receiver.as_peer()) as connection:
             connection.sendall(record())
             expect_end(connection)
@@ -368,7 +370,7 @@ class TestWhoGetsIn:
     def test_no_session_is_resumed(self, receiver: Receiver, edge: Identity):
         receiver.enrol(edge)
         with raw_link(edge, receiver.as_peer()) as connection:
-            assert connection.recv(100) == link._GREETING
+            assert connection.recv(100) == link.GREETING
             assert connection.session is None or not connection.session.has_ticket
 
     def test_who_does_not_shake_hands_in_time_is_refused(self, receiver: Receiver, tmp_path: Path):

@@ -26,7 +26,7 @@ from runtime.transport.frames import (
     pack,
     unpack,
 )
-from runtime.transport.link import Limits, OutgoingRecord, RecordError, RecordReader
+from runtime.transport.record import Limits, OutgoingRecord, RecordError, RecordReader
 
 LIMITS = Limits(destination_bytes=16, parts=8, message_bytes=512)
 HEADER = struct.Struct(">3sBHIQQ")
