@@ -41,20 +41,30 @@ def run(
     rate_limit: Annotated[
         str | None, typer.Option(help="Most bytes per second for copying to each node, such as 50MB.")
     ] = None,
+    models: Annotated[
+        str | None, typer.Option(help="Most disk for files of models that come from heads, such as 100GB.")
+    ] = None,
 ) -> None:
     """Keep weights, KV and stages of pipelines on this machine, until it is told to stop."""
     from runtime.engine.errors import EngineError
     from runtime.head.node import NodeOptions, run_node
     from runtime.transport.channel import ChannelError
     from runtime.transport.identity import IdentityError
+    from runtime.warm.model_files import ModelStoreError
     from runtime.warm.zygote import ZygoteError
 
     options = NodeOptions(
-        name, state_folder(name, state), listen, _bytes("--memory", memory), lease, _bytes("--rate-limit", rate_limit)
+        name,
+        state_folder(name, state),
+        listen,
+        _bytes("--memory", memory),
+        lease,
+        _bytes("--rate-limit", rate_limit),
+        _bytes("--models", models),
     )
     try:
         run_node(options)
-    except (IdentityError, ChannelError, ZygoteError, EngineError, OSError) as error:
+    except (IdentityError, ChannelError, ZygoteError, EngineError, ModelStoreError, OSError) as error:
         _fail(str(error))
 
 

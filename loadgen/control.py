@@ -1,9 +1,9 @@
 """A client for the control API of a Midstream server (`/midstream/v1`), as an experiment needs it.
 
-Protocol: `POST reconfigurations {"layers": "8,12,10"}` answers 202 with the report of a running change, 409 while
-another one runs, 422 when the plan is refused. `GET reconfigurations/{id}?wait=S` answers when the change has ended,
-or after S seconds. Errors look like OpenAI's. On loopback no token is needed; elsewhere it is taken from
-`MIDSTREAM_CONTROL_TOKEN`.
+Protocol: `POST reconfigurations {"layers": "8,12,10", "method": "pre_copy"}` (the method may be left out) answers 202
+with the report of a running change, 409 while another one runs, 422 when the plan is refused.
+`GET reconfigurations/{id}?wait=S` answers when the change has ended, or after S seconds. Errors look like OpenAI's. On
+loopback no token is needed; elsewhere it is taken from `MIDSTREAM_CONTROL_TOKEN`.
 
 Fields of a report that a server leaves out are None here, so that a missing figure stays missing in the result.
 """
@@ -43,6 +43,8 @@ class ChangeReport(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int | None = None
     peak_extra_bytes: int | None = None
     requests_carried: int | None = None
+    method: str | None = None
+    stop_reason: str | None = None
 
 
 class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,14 +105,17 @@ class ControlClient:
         """
         return await self._ask("GET", "/status", ServerStatus)
 
-    async def request_change(self, layers: str) -> ChangeReport:
+    async def request_change(self, layers: str, method: str | None = None) -> ChangeReport:
         """Ask for the layout `layers` and return the report of the change that has begun.
+
+        `method` is how KV gets to layers that change their node; None for the server's default.
 
         Raises:
             ChangeRefusedError: the server will not make this change, or not now.
             ControlError: no answer, or one outside the contract.
         """
-        return await self._ask("POST", "/reconfigurations", ChangeReport, json={"layers": layers})
+        asked = {"layers": layers} if method is None else {"layers": layers, "method": method}
+        return await self._ask("POST", "/reconfigurations", ChangeReport, json=asked)
 
     async def wait_for_end(self, change_id: str, deadline_s: float) -> ChangeReport:
         """Return the final report of a change, committed or aborted.

@@ -2,16 +2,20 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean, median
 
 from loadgen.alignment import TokenDifference, compare
 from loadgen.gaps import (
+    MIN_QUIET_GAPS,
     Pause,
     PauseStatus,
     Window,
     full_load,
+    gaps,
     inter_token_latencies_ms,
     pause,
     percentile,
+    time_to_first_token_ms,
     tokens_per_second,
 )
 from loadgen.passes import DisturbedPass, Pass
@@ -36,6 +40,17 @@ def latency_p50_ms(records: Sequence[StreamRecord], within: Window | None) -> fl
     """Return the median gap of all streams wholly inside `within`; None if there is none."""
     values = [] if within is None else [v for r in records for v in inter_token_latencies_ms(r, within)]
     return percentile(values, 50) if values else None
+
+
+def quiet_p50_ms(quiet: Pass, streams: int) -> float | None:
+    """Return the median time between tokens of a quiet pass under full load; None if there was none."""
+    return latency_p50_ms(quiet.records, full_load(quiet.records, streams))
+
+
+def quiet_ttft_ms(quiet: Pass) -> float | None:
+    """Return the median time to first token of a quiet pass; None if no token came."""
+    waits = [wait for wait in map(time_to_first_token_ms, quiet.records) if wait is not None]
+    return median(waits) if waits else None
 
 
 def around(repeat: Repeat, streams: int) -> tuple[Window | None, Window | None]:
@@ -69,6 +84,65 @@ def cutover_pauses(repeat: Repeat) -> list[Pause]:
     return _pauses(repeat.disturbed.records, cutover, repeat.disturbed.change.start_ns)
 
 
+def cutover_step(repeat: Repeat) -> Window | None:
+    """Return the server's cutover step, from holding new batches to the new layout's first answer.
+
+    An instant if the server did not say how long it was; None if it named no moment.
+    """
+    start = repeat.disturbed.cutover_ns
+    if start is None:
+        return None
+    return Window(start, start + round(1e6 * repeat.disturbed.report.steps_ms.get("cutover", 0.0)))
+
+
+def cutover_step_pauses(repeat: Repeat) -> list[Pause]:
+    """Return the pause of every stream in the gaps that overlap the cutover step; empty if no moment was named."""
+    step = cutover_step(repeat)
+    return [] if step is None else _pauses(repeat.disturbed.records, step, repeat.disturbed.change.start_ns)
+
+
+def gaps_during_change(repeat: Repeat, *, cutover: bool) -> dict[str, list[float]]:
+    """Return each client's gaps in ms that end during the change: the times its tokens took that arrived in it.
+
+    Without `cutover`, gaps that overlap the cutover step are left out.
+    """
+    change, step = repeat.disturbed.change, None if cutover else cutover_step(repeat)
+    found: dict[str, list[float]] = {}
+    for record in repeat.disturbed.records:
+        found.setdefault(record.name, []).extend(
+            gap.ms
+            for gap in gaps(record)
+            if change.start_ns < gap.end_ns <= change.end_ns and not (step is not None and gap.overlaps(step))
+        )
+    return found
+
+
+def gaps_before_change(repeat: Repeat, streams: int) -> dict[str, list[float]]:
+    """Return each client's gaps in ms before the change, under full load."""
+    before, _ = around(repeat, streams)
+    found: dict[str, list[float]] = {}
+    for record in repeat.disturbed.records if before is not None else ():
+        found.setdefault(record.name, []).extend(inter_token_latencies_ms(record, before))
+    return found
+
+
+def token_time_ratios(repeat: Repeat, streams: int, *, cutover: bool) -> list[float]:
+    """Return, for each client, its mean time per token during the change over the same before it."""
+    before = gaps_before_change(repeat, streams)
+    return [
+        fmean(during) / fmean(before[name])
+        for name, during in gaps_during_change(repeat, cutover=cutover).items()
+        if during and len(before.get(name, [])) >= MIN_QUIET_GAPS
+    ]
+
+
+def latency_ratio(repeat: Repeat, streams: int) -> float | None:
+    """Return the median gap of all clients during the change, without the cutover, over the same before it."""
+    before = [ms for each in gaps_before_change(repeat, streams).values() for ms in each]
+    during = [ms for each in gaps_during_change(repeat, cutover=False).values() for ms in each]
+    return median(during) / median(before) if len(before) >= MIN_QUIET_GAPS and during else None
+
+
 def undisturbed_pauses(repeat: Repeat, after_tokens: int) -> list[Pause]:
     """Return what the definition of a pause yields where there was no change.
 
@@ -98,6 +172,20 @@ def first_token_waits_ms(repeat: Repeat) -> list[float]:
     """Return the time to first token of the requests that waited for it during the change."""
     waits = [Window(r.started_ns, r.tokens[0].arrived_ns) for r in repeat.disturbed.records if r.tokens]
     return [wait.ms for wait in waits if wait.overlaps(repeat.disturbed.change)]
+
+
+def first_tokens_ms(repeat: Repeat, *, during: bool) -> list[float]:
+    """Return the time to first token of requests begun during the change, or of all that the change did not touch."""
+    change, found = repeat.disturbed.change, []
+    for record in repeat.disturbed.records if during else (*repeat.disturbed.records, *repeat.reference.records):
+        wait = time_to_first_token_ms(record)
+        if wait is None:
+            continue
+        begun = change.start_ns < record.started_ns < change.end_ns
+        touched = Window(record.started_ns, record.tokens[0].arrived_ns).overlaps(change)
+        if begun if during else not touched:
+            found.append(wait)
+    return found
 
 
 def begun_during_change(repeat: Repeat) -> int:

@@ -5,6 +5,7 @@
     ├── ServerError           a server process under test
     │   ├── ServerDiedError       it ended although it should be running
     │   └── ServerNotReadyError   it lives but did not become healthy in time
+    ├── LinkError             the link between two machines could not be made here
     ├── ControlError          the control API of a Midstream server
     │   ├── ChangeRefusedError    the server answered that it will not make the change
     │   └── ChangeFailedError     the change was started and did not end as it should
@@ -32,6 +33,10 @@ class ServerDiedError(ServerError):
 
 class ServerNotReadyError(ServerError):
     """A server process lives but did not answer its health check before the deadline."""
+
+
+class LinkError(LoadgenError):
+    """A link with a given rate could not be made or measured; the message says what is missing."""
 
 
 class ControlError(LoadgenError):

@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-from loadgen.server import ServerProcess
+from loadgen.process import WatchedProcess
 
 
 def machine_facts() -> dict[str, Any]:
@@ -37,9 +37,14 @@ class CpuUse:
 
 
 class CpuWatch:
-    """Accounts for CPU time from its creation on, while `active` is measured and `idle`, if any, should be idle."""
+    """Accounts for CPU time from its creation on.
 
-    def __init__(self, active: ServerProcess, idle: ServerProcess | None) -> None:
+    Args:
+        active: The processes of the server that is measured.
+        idle: The server that should be idle meanwhile, if there is one.
+    """
+
+    def __init__(self, *active: WatchedProcess, idle: WatchedProcess | None = None) -> None:
         self._active, self._idle = active, idle
         self._before = self._read()
 
@@ -58,7 +63,7 @@ class CpuWatch:
         return (
             time.monotonic(),
             sum(times) - times.idle - times.iowait,
-            self._active.cpu_seconds(),
+            sum(process.cpu_seconds() for process in self._active),
             0.0 if self._idle is None else self._idle.cpu_seconds(),
             time.process_time(),
         )

@@ -116,16 +116,20 @@ class MockServer:
         )
 
     async def _reconfigure(self, request: Request) -> Response:
-        layers = (await request.json()).get("layers", "")
+        body = await request.json()
+        layers = body.get("layers", "")
         if any(change["state"] == "running" for change in self.changes.values()):
             return _error(409, "another change runs")
-        if self.behaviour.change_outcome == "refuse" or not all(p.isdigit() for p in layers.split(",")):
+        if self.behaviour.change_outcome == "refuse" or not all(
+            part.partition("@")[0].isdigit() for part in layers.split(",")
+        ):
             return _error(422, f"layers {layers!r} are refused")
         change = {
             "id": f"change-{len(self.changes) + 1}",
             "state": "running",
             "from": self.layers,
             "to": layers,
+            "method": body.get("method", "pre_copy"),
             "started_at": time.time(),
         }
         self.changes[change["id"]] = change

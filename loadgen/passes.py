@@ -16,7 +16,7 @@ from loadgen.client import CompletionClient, StreamRequest
 from loadgen.clock import now_ns, unix_offset_ns, unix_to_axis_ns
 from loadgen.closed_loop import ClosedLoop
 from loadgen.control import ChangeReport, ControlClient
-from loadgen.errors import MeasurementError
+from loadgen.errors import ChangeFailedError, MeasurementError
 from loadgen.gaps import Window
 from loadgen.machine import CpuUse, CpuWatch
 from loadgen.records import StreamRecord
@@ -49,12 +49,14 @@ class DisturbedPass:
         change: What the client saw of the change, from posting it to learning that it ended.
         cutover_ns: The server's `cutover_at` on the axis of `loadgen.clock`; None if it gave none.
         report: The server's final report.
+        cpus: Who used the machine during the pass; None if nobody watched.
     """
 
     records: tuple[StreamRecord, ...]
     change: Window
     cutover_ns: int | None
     report: ChangeReport
+    cpus: CpuUse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ async def disturbed_pass(
     after_tokens: int,
     tail_tokens: int,
     deadline_s: float,
+    method: str | None = None,
 ) -> DisturbedPass:
     """Run the requests in a closed loop and change the layout to `layers` under them.
 
@@ -108,6 +111,7 @@ async def disturbed_pass(
         after_tokens: Tokens that arrive before the change is posted.
         tail_tokens: Tokens that arrive after it has ended, before clients stop asking again.
         deadline_s: Seconds for the change.
+        method: How KV gets to layers that change their node; None for the server's default.
 
     Raises:
         MeasurementError: every stream ended before the change could be posted.
@@ -116,7 +120,7 @@ async def disturbed_pass(
 
     async def change() -> tuple[Window, int, ChangeReport]:
         offset, posted = unix_offset_ns(), now_ns()
-        begun = await control.request_change(layers)
+        begun = await control.request_change(layers, method)
         report = await control.wait_for_end(begun.id, deadline_s)
         return Window(posted, now_ns()), offset, report
 
@@ -125,6 +129,24 @@ async def disturbed_pass(
     )
     cutover = None if report.cutover_at is None else unix_to_axis_ns(report.cutover_at, offset)
     return DisturbedPass(records, window, cutover, report)
+
+
+async def change_back(control: ControlClient, committed: ChangeReport, deadline_s: float) -> None:
+    """Undo a committed change, without load.
+
+    Raises:
+        ChangeFailedError: the server runs another layout than it should, before or after, or the change was aborted.
+        ChangeRefusedError, ControlError: as for `ControlClient`.
+    """
+    await _expect_layers(control, committed.to_layers)
+    await control.change(committed.from_layers, deadline_s)
+    await _expect_layers(control, committed.from_layers)
+
+
+async def _expect_layers(control: ControlClient, layers: str) -> None:
+    found = (await control.status()).layers
+    if found != layers:
+        raise ChangeFailedError(f"the server runs {found!r} after a committed change to {layers!r}")
 
 
 async def under_load(
@@ -197,7 +219,7 @@ async def restart_pass(
         for task in (load, trigger):
             task.cancel()
         await asyncio.gather(load, trigger, return_exceptions=True)
-    watch = CpuWatch(server, idle)
+    watch = CpuWatch(server, idle=idle)
     await server.start()
     started, cpus = now_ns(), watch.use()
     after = await ClosedLoop(client, requests).run()

@@ -24,9 +24,9 @@ from typing import Any
 
 from loadgen.control import ControlClient
 from loadgen.disturbance import Repeat
-from loadgen.errors import ChangeFailedError, LoadgenError
+from loadgen.errors import LoadgenError
 from loadgen.machine import CpuWatch, machine_facts
-from loadgen.passes import Pass, Restart, disturbed_pass, quiet_pass, restart_pass
+from loadgen.passes import Pass, Restart, change_back, disturbed_pass, quiet_pass, restart_pass
 from loadgen.reconfigure_options import ReconfigureOptions, default_model_folder
 from loadgen.reconfigure_result import Measured, summarise
 from loadgen.reconfigure_table import render
@@ -115,12 +115,12 @@ class _Experiment:
             deadline_s=self._options.change_deadline_s,
         )
         if disturbed.report.state == "committed":
-            await self._change_back()
+            await change_back(self._control, disturbed.report, self._options.change_deadline_s)
         return Repeat(reference, disturbed, stock_quiet)
 
     async def _turn(self, active: Side, idle: Side | None) -> Pass:
         await asyncio.sleep(self._options.settle_s)
-        watch = CpuWatch(active.server, None if idle is None else idle.server)
+        watch = CpuWatch(active.server, idle=None if idle is None else idle.server)
         quiet = await quiet_pass(active.client, self._options.requests())
         return replace(quiet, cpus=watch.use())
 
@@ -132,16 +132,6 @@ class _Experiment:
         except LoadgenError as error:
             self.stock, self.stock_missing = None, str(error)
             return None
-
-    async def _change_back(self) -> None:
-        await self._expect_layers(self._options.layers_to)
-        await self._control.change(self._options.layers_from, self._options.change_deadline_s)
-        await self._expect_layers(self._options.layers_from)
-
-    async def _expect_layers(self, layers: str) -> None:
-        found = (await self._control.status()).layers
-        if found != layers:
-            raise ChangeFailedError(f"the server runs {found!r} after a committed change to {layers!r}")
 
     async def _restart(self) -> tuple[Restart | None, str | None]:
         if self.stock is None:

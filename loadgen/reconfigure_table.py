@@ -47,12 +47,13 @@ def render(result: dict[str, Any]) -> Table:
     table.add_column("each repeat", justify="right")
     for name, label, unit in _ROWS:
         each = result["spread"].get(name, {}).get("each", [])
-        shown = " ".join(map(_shown, each)) if result[name] is not None else result["not_measured"][name]
-        table.add_row(label, f"{_shown(result[name])} {unit}".rstrip(), shown)
+        beside = " ".join(map(shown, each)) if result[name] is not None else result["not_measured"][name]
+        table.add_row(label, f"{shown(result[name])} {unit}".rstrip(), beside)
     return table
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a figure as a reader wants it."""
     match value:
         case None:
             return "-"

@@ -1,30 +1,13 @@
-"""A server under test, as a child process that is watched and ended with certainty.
+"""A server under test, as a watched child process: it is healthy when `GET /health` answers 200."""
 
-The process is started in a session of its own, so that the group to be killed contains what it started and nothing
-else. It is healthy when `GET /health` answers 200; while waiting, its death is noticed at once and reported with its
-last log lines. Stopping is SIGTERM to the process, so that it can end its own children, and after a deadline SIGKILL
-to whatever is left of the group.
-"""
-
-import asyncio
 import contextlib
-import os
-import signal
 import socket
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import httpx
-import psutil
 
-from loadgen.errors import ServerDiedError, ServerError, ServerNotReadyError
-
-_POLL_S = 0.05
-_KILL_DEADLINE_S = 10.0  # a killed process goes as soon as the kernel lets go of it
-_LOG_LINES = 40
+from loadgen.process import WatchedProcess
 
 
 def free_port() -> int:
@@ -35,18 +18,10 @@ def free_port() -> int:
     return port
 
 
-class ServerProcess:
-    """One server process, to be used as an async context manager (or with `start` and `stop`, any number of times).
+class ServerProcess(WatchedProcess):
+    """One server process; `port` is what the command was told to listen on, the rest is as for `WatchedProcess`."""
 
-    Args:
-        name: For messages and the log file.
-        argv: The command, as a list; nothing goes through a shell.
-        port: Port that the command was told to listen on.
-        log_path: File that its output is appended to.
-        env: Added to the environment of this process.
-        start_deadline_s: Seconds from start to health.
-        stop_deadline_s: Seconds from SIGTERM to SIGKILL.
-    """
+    READY = "healthy"
 
     def __init__(
         self,
@@ -59,139 +34,23 @@ class ServerProcess:
         start_deadline_s: float = 300.0,
         stop_deadline_s: float = 30.0,
     ) -> None:
-        self.name = name
-        self.argv = tuple(argv)
-        self.base_url = f"http://127.0.0.1:{port}"
-        self.log_path = log_path
-        self._env = {**os.environ, **(env or {})}
-        self._start_deadline_s = start_deadline_s
-        self._stop_deadline_s = stop_deadline_s
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
-
-    @property
-    def pid(self) -> int:
-        """Process id of the running server.
-
-        Raises:
-            ServerError: it is not running.
-        """
-        if self._process is None:
-            raise ServerError(f"{self.name} is not running")
-        return self._process.pid
-
-    async def start(self) -> None:
-        """Start the process and wait until it is healthy. On any failure, and when cancelled, it is stopped again.
-
-        Raises:
-            ServerError: the command cannot be run, or the server already runs.
-            ServerDiedError: it ended before it was healthy.
-            ServerNotReadyError: it was not healthy before the deadline.
-        """
-        if self._process is not None:
-            raise ServerError(f"{self.name} already runs as pid {self._process.pid}; stop it first")
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("ab") as log:
-            try:
-                self._process = await asyncio.create_subprocess_exec(
-                    *self.argv,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=asyncio.subprocess.STDOUT,
-                    env=self._env,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise ServerError(f"{self.name}: cannot run {self.argv[0]}: {error}") from error
-        try:
-            await self._wait_for_health(self._process)
-        except BaseException:
-            await self.stop()
-            raise
-
-    async def _wait_for_health(self, process: asyncio.subprocess.Process) -> None:
-        end = time.monotonic() + self._start_deadline_s
-        async with httpx.AsyncClient(base_url=self.base_url, timeout=5, trust_env=False) as http:
-            while time.monotonic() < end:
-                with contextlib.suppress(httpx.TransportError):
-                    if (await http.get("/health")).status_code == httpx.codes.OK:
-                        return
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_POLL_S):
-                        await process.wait()
-                if process.returncode is not None:
-                    raise ServerDiedError(
-                        f"{self.name} ended with status {process.returncode} before it was healthy. "
-                        f"Last lines of {self.log_path}:\n{self.log_tail()}"
-                    )
-        raise ServerNotReadyError(
-            f"{self.name} (pid {process.pid}) was not healthy within {self._start_deadline_s:g} s. "
-            f"Last lines of {self.log_path}:\n{self.log_tail()}"
+        super().__init__(
+            name,
+            argv,
+            log_path=log_path,
+            env=env,
+            start_deadline_s=start_deadline_s,
+            stop_deadline_s=stop_deadline_s,
         )
+        self.base_url = f"http://127.0.0.1:{port}"
 
-    async def stop(self, deadline_s: float | None = None) -> None:
-        """End the process and all that is left of its group. Does nothing if it is not running.
+    @contextlib.asynccontextmanager
+    async def _probe(self) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
+        async with httpx.AsyncClient(base_url=self.base_url, timeout=5, trust_env=False) as http:
 
-        Args:
-            deadline_s: Seconds from SIGTERM to SIGKILL; None for the server's own `stop_deadline_s`.
+            async def healthy() -> bool:
+                with contextlib.suppress(httpx.TransportError):
+                    return (await http.get("/health")).status_code == httpx.codes.OK
+                return False
 
-        Raises:
-            ServerError: a process of the group outlived SIGKILL.
-        """
-        process, self._process = self._process, None
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            await _gone(process, self._stop_deadline_s if deadline_s is None else deadline_s)
-        finally:
-            for member in _members(process.pid):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    member.send_signal(signal.SIGKILL)
-        if not await _gone(process, _KILL_DEADLINE_S):
-            left = [member.pid for member in _members(process.pid)]
-            raise ServerError(f"{self.name}: processes {left} are still there after SIGKILL; they hang in the kernel")
-
-    def log_tail(self, lines: int = _LOG_LINES) -> str:
-        """Return the last lines of the server's log."""
-        if not self.log_path.exists():
-            return ""
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
-
-    def cpu_seconds(self) -> float:
-        """Return the CPU time that the living processes of the server's group have used, in seconds."""
-        total = 0.0
-        for member in [] if self._process is None else _members(self._process.pid):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = member.cpu_times()
-                total += times.user + times.system
-        return total
-
-
-async def _gone(process: asyncio.subprocess.Process, deadline_s: float) -> bool:
-    """Wait until a process and its group are gone, or the deadline has passed; return whether they are."""
-    end = time.monotonic() + deadline_s
-    while process.returncode is None or _members(process.pid):
-        if time.monotonic() >= end:
-            return False
-        await asyncio.sleep(_POLL_S)
-    return True
-
-
-def _members(group: int) -> list[psutil.Process]:
-    """Return the living processes of a process group. Zombies are dead: nobody may be there to reap them."""
-    members = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                members.append(process)
-    return members
+            yield healthy

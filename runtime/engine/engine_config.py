@@ -77,14 +77,16 @@ def describe(config: VllmConfig) -> EngineConfig:
     )
 
 
-def build(described: EngineConfig) -> VllmConfig:
-    """Make the configuration that was described.
+def build(described: EngineConfig, folder: str | None = None) -> VllmConfig:
+    """Make the configuration that was described; `folder` has the model's files if they are not where it says.
 
     Raises:
         UnsupportedFeature: it came out different; the message says what can be the cause.
 
     """
     wanted = {name: value for name, value in msgspec.to_builtins(described).items() if name != "hash"}
+    if folder is not None:
+        wanted["model"] = folder
     config = EngineArgs(**wanted, async_scheduling=False).create_engine_config()
     config.scheduler_config.disable_hybrid_kv_cache_manager = True
     if (actual := _hash(config, described.model)) != described.hash:

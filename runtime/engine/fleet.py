@@ -25,13 +25,16 @@ import zmq
 from runtime.engine.errors import StageError
 from runtime.engine.stage_process import StageStart
 from runtime.layout import LOCAL_NODE
-from runtime.migration.kv_transfer import KVExchange
+from runtime.migration.kv_transfer import KVExchange, answer, read_arguments
 from runtime.transport.address import Address, Neighbourhood
 from runtime.transport.calls import Calls
 from runtime.transport.channel import ChannelError, Inbox, Outbox
-from runtime.transport.frames import Ended, FrameError, Lost, Rejected, Reply, Result, unpack
-from runtime.transport.gateway import Gateway
+from runtime.transport.frames import Call, Ended, FrameError, Lost, Rejected, Reply, Result, unpack
+from runtime.transport.gateway import NODE, Gateway
 from runtime.transport.identity import Enrolment, Identity
+from runtime.warm import model_fetch
+from runtime.warm.model_fetch import ModelOrder, ModelSource
+from runtime.warm.model_store import ModelStore
 from runtime.warm.node import LocalNode, NodeError, clean_up_after
 from runtime.warm.remote_node import RemoteNode
 from runtime.warm.zygote import Zygote, ZygoteError
@@ -116,6 +119,8 @@ class Fleet:
         # Fork before this process has sockets and threads of ours that the zygote would only have to forget.
         self._exchange: KVExchange | None = None
         self._zygote = Zygote(zygote_main, preload, self._on_local_exit) if preload is not None else None
+        self._settings = gateway
+        self._source: ModelSource | None = None
         self._on_result, self._on_rejected, self._on_lost = on_result, on_rejected, on_lost
         self._on_host_lost, self._on_way_lost = on_host_lost, on_way_lost
         self.pipeline = secrets.token_hex(4)
@@ -177,6 +182,20 @@ class Fleet:
         if self.gateway is None:
             raise StageError(f"there is no way to node {name!r}: the head has no gateway")
         return RemoteNode(name, self.pipeline, self.gateway, self.calls)
+
+    def offer_model(self, folder: Path, readers: frozenset[str]) -> ModelOrder:
+        """Let some nodes have the files of the model in `folder`; returns what they have to be told.
+
+        Raises:
+            ModelStoreError: the folder cannot be read.
+
+        """
+        if self._settings is None:
+            raise StageError("there are no nodes to offer a model to: the head has no gateway")
+        store = ModelStore(Path(self._settings.folder) / "models", None)
+        order = ModelOrder(store.describe(folder, folder.name), str(folder))
+        self._source = ModelSource(store, order, readers)
+        return order
 
     def wait_preloaded(self, timeout_s: float) -> None:
         """Wait until the zygote of this host, if there is one, has the weights; raises ZygoteError with the reason."""
@@ -320,6 +339,11 @@ class Fleet:
 
     def _on_node_frame(self, peer: Peer, frame: Frame, buffers: Sequence[Buffer]) -> None:
         """Take what another host has for the nodes of this one (the thread of the link)."""
+        source, gateway = self._source, self.gateway
+        if source and gateway and isinstance(frame, Call) and frame.method == model_fetch.METHOD:
+            asked = read_arguments(frame, buffers[0])
+            answer(gateway, self.head.host, peer.name, NODE, frame, lambda: source.read(peer.name, asked))
+            return
         if self._exchange is None or not self._exchange.on_frame(peer.name, frame, buffers):
             raise FrameError(f"a head does not take {type(frame).__name__}")
 

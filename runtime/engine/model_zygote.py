@@ -58,12 +58,14 @@ def be_model_zygote(payload: bytes, descriptors: Sequence[int]) -> None:
     """Be the zygote of one model until the node runtime closes the socket `descriptors` holds."""
     from runtime.engine.engine_config import EngineConfig, build
     from runtime.engine.stage_process import run_stage
+    from runtime.warm.node_daemon import ModelPayload
     from runtime.warm.zygote import be_zygote
 
     loaded: list[Any] = []
 
     def preload() -> dict[str, Any]:
-        config = build(msgspec.msgpack.decode(payload, type=EngineConfig))
+        given = msgspec.msgpack.decode(payload, type=ModelPayload)
+        config = build(msgspec.msgpack.decode(given.engine, type=EngineConfig), given.folder)
         loaded[:] = config, load_model(config)
         return {"layers": config.model_config.get_total_num_hidden_layers()}
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from runtime.migration.journal import Journal
     from runtime.warm.kv_pool import KVPoolShape
+    from runtime.warm.model_fetch import ModelOrder
     from runtime.warm.node import KVCopy
     from runtime.warm.remote_node import RemoteNode
 
@@ -48,11 +49,11 @@ class Nodes:
         self._nodes: dict[str, Node] = dict(self._remote)
         self._lost: dict[str, str] = {}  # reasons by name
         self._shape: KVPoolShape | None = None
-        self._engine = b""
+        self._engine: tuple[bytes, ModelOrder | None] = b"", None
         self._closing = threading.Event()
 
-    def open(self, describe: Callable[[], bytes]) -> None:
-        """Have the pipeline hosted by all remote nodes, at once; `describe` says what their zygotes need.
+    def open(self, describe: Callable[[frozenset[str]], tuple[bytes, ModelOrder | None]]) -> None:
+        """Have the pipeline hosted by all remote nodes, at once; `describe` says what the zygotes of these need.
 
         Waits some time for nodes that are not there yet. From then on, a node that is lost is taken back as soon as it
         can be reached again.
@@ -64,14 +65,14 @@ class Nodes:
         """
         if not self._remote:
             return
-        self._engine = describe()
+        self._engine = describe(frozenset(self._remote))
         with ThreadPoolExecutor(len(self._remote)) as threads:
             list(threads.map(lambda node: node.wait_reachable(REACH_S), self._remote.values()))
             list(threads.map(self._open, self._remote.values()))
         threading.Thread(target=self._take_back, name="lost-nodes", daemon=True).start()
 
     def _open(self, node: RemoteNode) -> None:
-        facts = node.open(list(self._remote), self._engine, OPEN_S)
+        facts = node.open(list(self._remote), *self._engine, OPEN_S)
         self._journal.tell("pipeline", "node ready", node=node.name, weights_were_warm=facts["was_warm"])
 
     def _take_back(self) -> None:

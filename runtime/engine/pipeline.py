@@ -15,6 +15,7 @@ import time
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from runtime.engine.warm_model import WarmModel
     from runtime.migration.stop_rule import CopyRound
     from runtime.transport.frames import Buffer, Result
+    from runtime.warm.model_fetch import ModelOrder
 
 _PREPARE_TIMEOUT_S = 600.0
 _CALL_TIMEOUT_S = 60.0
@@ -174,10 +176,16 @@ class Pipeline(ChangeEffects):
     def start(self) -> list[dict[str, Any]]:
         """Start and load the stages of the first layout; returns each stage's KV cache specs."""
         self.fleet.wait_preloaded(_PREPARE_TIMEOUT_S)
-        self.nodes.open(lambda: msgspec.msgpack.encode(describe(self._config)))
+        self.nodes.open(self._describe_model)
         assembly = self._assembly
         assembly.stages = [self._start_stage(assembly.layout, rank) for rank in range(len(assembly.layout))]
         return [decode_specs(ready["kv_specs"]) for ready in self._prepare_stages(assembly.stages)]
+
+    def _describe_model(self, nodes: frozenset[str]) -> tuple[bytes, ModelOrder | None]:
+        """Say what the zygotes of other hosts need; a model that is a folder is offered to them."""
+        folder = Path(self._config.model_config.model)
+        order = self.fleet.offer_model(folder, nodes) if folder.is_dir() else None
+        return msgspec.msgpack.encode(describe(self._config)), order
 
     def bind(self, blocks: int, block_tokens: int, layer_bytes: int, layout_name: str) -> None:
         """Reserve the nodes' KV pools, give them to the stages and install the first chain."""

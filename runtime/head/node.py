@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from runtime.head.serve import engine_environment
 from runtime.transport.identity import Enrolment, Identity
+from runtime.warm.model_store import ModelStore
 from runtime.warm.node_daemon import NodeDaemon
 from runtime.warm.zygote import Zygote, ZygoteError
 
@@ -31,6 +32,7 @@ class NodeOptions:
     memory_bytes: int | None
     lease_s: float
     bulk_bytes_per_second: float | None
+    models_bytes: int | None = None
 
 
 def run_node(options: NodeOptions) -> None:
@@ -70,6 +72,7 @@ def run_node(options: NodeOptions) -> None:
             options.lease_s,
             log,
             options.bulk_bytes_per_second,
+            ModelStore(options.folder / "models", options.models_bytes),
         )
     except Exception:
         seed.close()

@@ -40,6 +40,7 @@ from runtime.transport.frames import Call, Ended, FrameError, Lost
 from runtime.transport.gateway import Gateway
 from runtime.warm.kv_pool import KVPoolShape
 from runtime.warm.memory import available_bytes
+from runtime.warm.model_fetch import ModelFetch, ModelOrder
 from runtime.warm.node import LocalNode, NodeError
 from runtime.warm.zygote import Zygote
 
@@ -49,18 +50,36 @@ if TYPE_CHECKING:
     from runtime.migration.kv_transfer import KVSender
     from runtime.transport.frames import Buffer, Frame
     from runtime.transport.identity import Enrolment, Identity, Peer
+    from runtime.warm.model_store import ModelStore
 
 PRELOAD_S = 600.0
 _ORDERS_AT_ONCE = 4
 _NAME = re.compile(r"[A-Za-z0-9-]{1,32}")  # of pipelines and stages: they become names of files and destinations
 
 
+class ModelPayload(msgspec.Struct, frozen=True):
+    """What a model's zygote gets: the engine's configuration, and the folder with the files if not the one it names."""
+
+    engine: bytes
+    folder: str | None
+
+
 class OpenOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Arguments of ``open``: the pipeline, its nodes, and what its zygote needs (which only the engine understands)."""
+    """Arguments of ``open``: the pipeline, its nodes, and what its zygote needs.
+
+    engine: its configuration, which only the engine understands.
+    model: the model's files; None when every node gets them from a model hub.
+    """
 
     pipeline: str
     hosts: list[str]
     engine: bytes
+    model: ModelOrder | None = None
+
+    @property
+    def key(self) -> bytes:
+        """Name the weights: what one pipeline has loaded, another with the same key can use."""
+        return self.engine + (self.model.files.identity().encode() if self.model else b"")
 
 
 class ReserveOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,6 +138,8 @@ class NodeDaemon:
         memory_bytes: the most this node may take for weights and KV; None for what the machine has.
         lease_s: how long pipelines outlive their head.
         log: takes (event, details...).
+        bulk_bytes_per_second: limit of copying to each other host; None for none.
+        models: where files of models are kept that this machine does not have; None to use only those it has.
 
     """
 
@@ -132,6 +153,7 @@ class NodeDaemon:
         lease_s: float,
         log: Callable[..., None],
         bulk_bytes_per_second: float | None = None,
+        models: ModelStore | None = None,
     ) -> None:
         self._name = identity.name
         self._seed, self._memory_bytes, self._lease_s, self._log = seed, memory_bytes, lease_s, log
@@ -181,6 +203,7 @@ class NodeDaemon:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
         self._exchange.gateway = self.gateway
+        self._fetch = ModelFetch(models, self.gateway, self._exchange.calls) if models is not None else None
 
     @property
     def address(self) -> str:
@@ -263,15 +286,15 @@ class NodeDaemon:
         for host in {head, *order.hosts} - {self._name}:
             self.gateway.greet(host)
         with self._lock:
-            model = self._models.get(order.engine)
+            model = self._models.get(order.key)
             if model is not None and not model.zygote.alive:
-                del self._models[order.engine]
+                del self._models[order.key]
                 model = None
             was_warm = model is not None
             if model is not None:
                 model.users.add(order.pipeline)  # from now on nobody lets go of it
         if model is None:
-            model = self._load(order.engine, order.pipeline)
+            model = self._load(order, head)
         try:
             hosted = self._host(order, head, model)
         except Exception:
@@ -297,28 +320,36 @@ class NodeDaemon:
                 raise NodeError(f"node {self._name} is ending")
             Path(folder).mkdir(mode=0o700)
             node = LocalNode(self._name, model.zygote, home, self._exchange, prefix)
-            hosted = _Hosted(order.pipeline, head, hosts, order.engine, node, folder, prefix)
+            hosted = _Hosted(order.pipeline, head, hosts, order.key, node, folder, prefix)
             self._hosted[order.pipeline] = hosted
         return hosted
 
-    def _load(self, engine: bytes, user: str) -> _WarmModel:
-        """Fork a zygote that loads a model."""
+    def _load(self, order: OpenOrder, head: str) -> _WarmModel:
+        """Get the model's files and fork a zygote that loads them."""
         self._count += 1
         key = f"model-{self._count}"
-        zygote = Zygote.within(self._seed, key, engine, self._on_stage_exit)
+        folder: Path | None = None
+        if order.model is not None and self._fetch is not None:
+            folder, fetched = self._fetch.folder(head, order.model, key)
+            self._log("model files ready", model=order.model.files.name, folder=folder, fetched_bytes=fetched)
+        payload = msgspec.msgpack.encode(ModelPayload(order.engine, str(folder) if folder else None))
+        zygote = Zygote.within(self._seed, key, payload, self._on_stage_exit)
         try:
             facts = zygote.wait_ready(PRELOAD_S)
             model = _WarmModel(key, zygote, facts, _private_bytes(zygote.pid))
-            model.users.add(user)
+            model.users.add(order.pipeline)
             with self._promising:
                 with self._lock:
-                    self._models[engine] = model
+                    self._models[order.key] = model
                 self._make_room()
         except Exception:
             with self._lock:
-                self._models.pop(engine, None)
+                self._models.pop(order.key, None)
             zygote.close()
             raise
+        finally:
+            if self._fetch is not None:
+                self._fetch.release(key)  # what is loaded needs its files no more
         return model
 
     def _reserve(self, hosted: _Hosted, arguments: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from runtime.transport.calls import Calls
     from runtime.transport.gateway import Gateway
     from runtime.warm.kv_pool import KVPoolShape
+    from runtime.warm.model_fetch import ModelOrder
     from runtime.warm.node import KVCopy, Node
 
 _ANSWER_S = 60.0
@@ -84,9 +85,10 @@ class RemoteNode:
         """Have the pipeline hosted no more. Does not wait."""
         self._send("close", {})
 
-    def open(self, hosts: Sequence[str], engine: bytes, timeout_s: float) -> dict[str, Any]:
+    def open(self, hosts: Sequence[str], engine: bytes, model: ModelOrder | None, timeout_s: float) -> dict[str, Any]:
         """Have the pipeline of these hosts hosted, with what its zygote needs; returns what the zygote has to say."""
-        facts: dict[str, Any] = self.call("open", timeout_s, hosts=list(hosts), engine=engine)
+        plain = msgspec.to_builtins(model)
+        facts: dict[str, Any] = self.call("open", timeout_s, hosts=list(hosts), engine=engine, model=plain)
         return facts
 
     def reserve(self, shape: KVPoolShape, layers: int) -> None:

@@ -177,7 +177,9 @@ class Zygote:
         """
         order = _encode(Fork(key, payload))
         if len(order) > _MESSAGE_BYTES:
-            raise ZygoteError(f"cannot start process {key!r}: an order has {_MESSAGE_BYTES} bytes, not {len(order)}")
+            raise ZygoteError(
+                f"cannot start process {key!r}: its order has {len(order)} bytes, not {_MESSAGE_BYTES} at most"
+            )
         try:
             socket.send_fds(self._socket, [order], list(descriptors))
         except OSError as error:
