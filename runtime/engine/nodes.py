@@ -238,12 +238,18 @@ class Migration:
         """Bytes that a round would send now."""
         return sum(leg.copy.stale_bytes() for leg in self._legs)
 
-    def mismatches(self) -> dict[int, int]:
-        """Compare all sources and targets (I2): {layer: blocks that differ}."""
-        differing: dict[int, int] = {}
-        for found in self._threads.map(lambda leg: leg.copy.mismatches(), self._legs):
+    def finish(self) -> tuple[int, dict[int, int]]:
+        """Copy what is stale, now that nothing writes any more, and compare all sources and targets (I2).
+
+        Returns:
+            Bytes copied, and {layer: blocks that differ}.
+
+        """
+        sent, differing = 0, dict[int, int]()
+        for copied, found in self._threads.map(lambda leg: leg.copy.finish(), self._legs):
+            sent += copied
             differing.update(found)
-        return differing
+        return sent, differing
 
     def stop(self) -> list[str]:
         """Let a round that is under way fail; returns what could not be done."""

@@ -272,8 +272,8 @@ class Pipeline(ChangeEffects):
             if carry is Carry.RECOMPUTE:
                 return self._flip(target.chain, target.layout, recompute_tokens=self._max_batch_tokens)
             migration = self._migration_of_change()
-            cost.bytes_moved += migration.round().sent_bytes
-            mismatches = migration.mismatches()
+            sent, mismatches = migration.finish()
+            cost.bytes_moved += sent
             if mismatches:
                 raise StageError(f"watermarks differ after the last copy, by layer: {mismatches}")
             return self._flip(target.chain, target.layout)

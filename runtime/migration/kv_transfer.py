@@ -8,10 +8,11 @@
       KVTokens, KVTokens, ... -------------------------------> applied as they come
       Call kv_applied(copy) ---------------------------------> answered when all before it is applied
       <---------------------------- Reply(bytes, or the error)
-      Call kv_compare(copy) + tables ------------------------> I2: both sides' watermarks and generations
+      at the cutover, on the link of batches:
+      KVTokens, Call kv_compare(copy) + tables --------------> I2: both sides' watermarks and generations
       <--------------------------------------- Reply(mismatches)
 
-All of a copy travels on one link, so a call is answered after what was sent before it. What a target has not been told
+A round travels on one link, so a call is answered after what was sent before it. What a target has not been told
 to expect, or not from that peer, is refused and the peer cut off. A target that fails to apply something remembers the
 first error and answers it; memory is bounded by the link's queue on one side and by nothing but the pool on the other.
 When the link breaks, tokens that count as sent may be lost: the copy has failed, and has to be begun anew.
@@ -65,7 +66,7 @@ class KVSender:
         self._gateway, self._host, self._calls = gateway, host, calls
         self._source = KVSource(pool, layers)
         self._sent_bytes = 0
-        self._stopped = False
+        self._stopped = self._urgent = False
         self._waits_for: int | None = None  # the number of the call that a round waits for
         self._breaks = gateway.bulk_breaks(host)
         self._call("kv_expect", layers=list(layers), layout=self._source.layout_digest)
@@ -88,15 +89,30 @@ class KVSender:
         for delta in self._source.deltas():
             self._check()
             buffers = [delta.entries.data.cast("B"), delta.payload.data.cast("B")]
-            self._gateway.send_bulk(self._host, KVTokens(self.copy), buffers)
+            self._send(KVTokens(self.copy), buffers)
             sent += delta.payload.nbytes
-        if sent:
-            self._sent_bytes += sent
+        self._sent_bytes += sent
+        if sent and not self._urgent:
             applied = self._call("kv_applied")
             self._check()
             if applied != self._sent_bytes:
                 raise CallError(f"{self._host} has applied {applied} of the {self._sent_bytes} bytes of {self.copy!r}")
         return CopyRound(sent, time.perf_counter() - started, self.stale_bytes())
+
+    def finish(self) -> tuple[int, dict[int, int]]:
+        """Send what is stale, now that nothing writes any more, and compare both sides (I2).
+
+        Takes the way of batches, of which there are none at the moment: without the limits of the bulk link.
+
+        Returns:
+            Bytes sent, and {layer: blocks that differ}.
+
+        Raises:
+            CallError, ChannelError: as `round`.
+
+        """
+        self._urgent = True
+        return self.round().sent_bytes, self.mismatches()
 
     def mismatches(self) -> dict[int, int]:
         """Compare both sides' tables (I2): {layer: blocks that differ}."""
@@ -121,13 +137,19 @@ class KVSender:
         if self._gateway.bulk_breaks(self._host) != self._breaks:
             raise CallError(f"copy {self.copy!r} has failed: the bulk link to {self._host} broke, and tokens with it")
 
+    def _send(self, frame: Frame, buffers: Sequence[Buffer]) -> None:
+        if self._urgent:
+            self._gateway.send(self._host, NODE, frame, buffers)
+        else:
+            self._gateway.send_bulk(self._host, frame, buffers)
+
     def _why_stopped(self) -> str:
         return f"copy {self.copy!r} was stopped"
 
     def _call(self, method: str, **arguments: Any) -> Any:
         number, future = self._calls.send(
             self._host,
-            lambda frame, buffers: self._gateway.send_bulk(self._host, frame, buffers),
+            self._send,
             method,
             {"copy": self.copy, **arguments},
         )

@@ -237,6 +237,10 @@ class PreCopy:
         """Bytes that a round would send now."""
         return self._from.stale_bytes()
 
+    def finish(self) -> tuple[int, dict[int, int]]:
+        """Copy what is stale, now that nothing writes any more; returns the bytes, and what differs then (I2)."""
+        return self.round().sent_bytes, self.mismatches()
+
     def mismatches(self) -> dict[int, int]:
         """Compare both sides' tables (I2): {layer: blocks that differ}, empty when the target holds everything."""
         return self._to.mismatches(self._from.tables())

@@ -196,6 +196,8 @@ class KVPool:
         begin = np.asarray(first, np.int32)
         again = (begin == 0) | (self.watermark[rows, index] > begin).any(axis=0)
         if again.any():
+            # First of all: whoever reads the new generation must not read the old watermark beside it (`KVSource`).
+            self.watermark[rows, index[again]] = begin[again]
             self.generation[rows, index[again]] += 1
         self.watermark[rows, index] = np.asarray(stop, np.int32)
 

@@ -47,8 +47,8 @@ class KVCopy(Protocol):
     def stale_bytes(self) -> int:
         """Bytes that a round would send now."""
 
-    def mismatches(self) -> Mapping[int, int]:
-        """Compare both sides' tables (I2): {layer: blocks that differ}."""
+    def finish(self) -> tuple[int, Mapping[int, int]]:
+        """Copy what is stale, now that nothing writes any more; returns the bytes, and what differs then (I2)."""
 
     def stop(self) -> None:
         """Let a round that is under way fail soon."""

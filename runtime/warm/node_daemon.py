@@ -179,7 +179,7 @@ class NodeDaemon:
             "copy_begin": self._copy_begin,
             "copy_round": self._copy_round,
             "copy_stale": lambda hosted, arguments: self._copy(hosted, arguments).stale_bytes(),
-            "copy_compare": lambda hosted, arguments: self._copy(hosted, arguments).mismatches(),
+            "copy_finish": lambda hosted, arguments: self._copy(hosted, arguments).finish(),
             "copy_stop": lambda hosted, arguments: self._copy(hosted, arguments).stop(),
             "copy_end": self._copy_end,
             "copy_allow": self._copy_allow,

@@ -153,9 +153,9 @@ class _RemoteCopy:
         stale: int = self._source.call("copy_stale", copy=self._copy)
         return stale
 
-    def mismatches(self) -> Mapping[int, int]:
-        differing: dict[int, int] = self._source.call("copy_compare", copy=self._copy)
-        return differing
+    def finish(self) -> tuple[int, Mapping[int, int]]:
+        sent, differing = self._source.call("copy_finish", 600.0, copy=self._copy)
+        return sent, differing
 
     def stop(self) -> None:
         self._source.call("copy_stop", copy=self._copy)

@@ -163,7 +163,7 @@ def test_i7_prompt_logprobs_are_unfinished_as_soon_as_the_first_part_is_in_fligh
 def run(ledger: Ledger, *batches: ScheduledBatch, **sampled: int | None) -> None:
     for sent in batches:
         ledger.dispatched(sent)
-        ledger.settled(sent, output(**dict.fromkeys(sent.scheduled_tokens), **sampled))
+        ledger.settled(sent, output(**{**dict.fromkeys(sent.scheduled_tokens), **sampled}))
 
 
 def parts(batches: list[ScheduledBatch]) -> list[tuple[str, int, int]]:

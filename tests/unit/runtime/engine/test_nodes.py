@@ -48,7 +48,7 @@ class FakeNode:
     def wait_reachable(self, timeout_s: float) -> None:
         self._ask("wait_reachable")
 
-    def open(self, hosts: Sequence[str], engine: bytes, timeout_s: float) -> dict[str, Any]:
+    def open(self, hosts: Sequence[str], engine: bytes, model: None, timeout_s: float) -> dict[str, Any]:
         self._ask("open", list(hosts), engine)
         return {"was_warm": True}
 
@@ -96,8 +96,8 @@ class FakeCopy:
     def stale_bytes(self) -> int:
         return 100 * len(self.layers)
 
-    def mismatches(self) -> dict[int, int]:
-        return {layer: 1 for layer in self.layers if layer % 2}
+    def finish(self) -> tuple[int, dict[int, int]]:
+        return 7, {layer: 1 for layer in self.layers if layer % 2}
 
     def stop(self) -> None:
         self._maybe_fail("stop")
@@ -167,13 +167,13 @@ class TestKnownNodes:
 
     def test_all_nodes_are_opened_with_the_same_engine_and_told_of_each_other(self, make):
         bench = make("edge-1", "edge-2")
-        bench.nodes.open(lambda: b"tiny")
+        bench.nodes.open(lambda _: (b"tiny", None))
         for node in bench.remote.values():
             assert node.asked_for("open") == [[["edge-1", "edge-2"], b"tiny"]]
         assert {told["node"] for told in bench.events("node ready")} == {"edge-1", "edge-2"}
 
     def test_a_pipeline_of_one_host_needs_no_description(self, make):
-        make().nodes.open(lambda: pytest.fail("nobody needs this"))
+        make().nodes.open(lambda _: pytest.fail("nobody needs this"))
 
     @pytest.mark.parametrize(
         ("step", "error"), [("open", NodeError("lacks 5 MiB")), ("wait_reachable", ChannelError("is down"))]
@@ -182,7 +182,7 @@ class TestKnownNodes:
         bench = make("edge-1", "edge-2")
         bench["edge-2"].failing[step] = error
         with pytest.raises(type(error), match=str(error)):
-            bench.nodes.open(lambda: b"tiny")
+            bench.nodes.open(lambda _: (b"tiny", None))
 
 
 class TestReserving:
@@ -282,7 +282,7 @@ class TestLosses:
 
     def test_a_lost_node_is_taken_back_as_soon_as_it_can_be_opened_again(self, make):
         bench = make("edge-1", "edge-2")
-        bench.nodes.open(lambda: b"tiny")
+        bench.nodes.open(lambda _: (b"tiny", None))
         bench.nodes.reserve(SHAPE, [layout("3@edge-1,3@edge-2")])
         node = bench["edge-1"]
         node.failing["wait_reachable"] = ChannelError("the link is down")
@@ -329,7 +329,7 @@ class TestMigration:
         assert migration.stale_bytes() == 600
         first, second = migration.round(), migration.round()
         assert [(copied.sent_bytes, copied.stale_bytes) for copied in (first, second)] == [(600, 6), (60, 6)]
-        assert migration.mismatches() == {1: 1, 3: 1, 5: 1}
+        assert migration.finish() == (14, {1: 1, 3: 1, 5: 1})
         migration.end()
 
     def test_a_round_fails_with_the_error_of_a_copy(self, make):
@@ -377,4 +377,4 @@ class TestMigration:
 
     def test_a_migration_of_nothing_is_over_at_once(self):
         migration = Migration("p.1")
-        assert (migration.round().sent_bytes, migration.mismatches(), migration.end()) == (0, {}, [])
+        assert (migration.round().sent_bytes, migration.finish(), migration.end()) == (0, (0, {}), [])

@@ -143,7 +143,7 @@ class World:
 
     def _hear(self) -> World:
         event = self.mailbox[0]
-        machine = ChangeMachine("change-1", SOURCE, self.target, StopRule(round_cap=self.round_cap))
+        machine = ChangeMachine("change-1", SOURCE, self.target, rule=StopRule(round_cap=self.round_cap))
         machine.step, machine.reason, machine.rounds = self.step, self.reason, list(self.rounds)
         instructions = machine.handle(event)
         lease, told = self.lease, [i for i in instructions if not isinstance(i, ArmLease)]

@@ -72,3 +72,38 @@ def test_a_fork_that_the_kernel_refuses_ends_nobody_else():
     outcome = run("a_fork_that_fails_ends_nobody_else")
     assert "cannot start process 'second': the zygote cannot fork" in outcome["refused"]
     assert outcome["first_alive"]
+
+
+def test_a_child_can_become_a_zygote_which_says_what_it_has_preloaded():
+    outcome = run("a_child_becomes_a_zygote")
+    assert (outcome["facts"], outcome["own_pid"]) == ({"facts": 7, "outer": "yes"}, True)
+    assert outcome["written"] == "x"
+    assert outcome["inner"] == [["a", 0], ["b", -signal.SIGKILL]]
+    assert outcome["outer"] == [["inner", 0]]
+    assert outcome["children_ended"]
+
+
+def test_a_zygote_that_is_never_ready_says_why():
+    failed, unsayable, ended, slow = run("zygotes_that_never_are_ready")["reasons"]
+    assert failed.startswith("cannot preload: RuntimeError: no such file \N{FIRE}no such file")
+    assert unsayable.startswith("cannot preload: TypeError")
+    assert ended == "cannot preload: the zygote (pid PID) ended"
+    assert slow == "cannot preload: the zygote (pid PID) took over 0.05 s"
+
+
+def test_when_the_outer_zygote_is_killed_the_inner_one_and_its_children_end():
+    assert run("the_outer_zygote_is_killed") == {"ended": True, "exits": [["a", -signal.SIGKILL]], "gone": True}
+
+
+def test_a_zygote_that_cannot_be_forked_leaves_no_descriptor_and_no_thread():
+    assert run("zygotes_that_cannot_be_forked_leave_nothing") == {"leaked": False, "threads": 1}
+
+
+def test_an_order_that_is_too_long_is_refused_and_ends_nobody():
+    outcome = run("an_order_that_is_too_long_ends_nobody")
+    assert outcome["alive"]
+    assert outcome["refused"].endswith("bytes, not 65536 at most")
+
+
+def test_a_reaction_that_fails_does_not_end_the_reports():
+    assert run("a_reaction_that_fails_is_not_the_last") == {"exits": [["a", 1], ["b", 2]]}

@@ -26,7 +26,7 @@ from runtime.transport.frames import Batch, Call, Reply, Result, unpack
 from runtime.transport.identity import Enrolment, Identity
 from runtime.warm.kv_pool import KVPool, KVPoolShape, TokenMap
 from runtime.warm.node import StagePayload
-from runtime.warm.node_daemon import NodeDaemon
+from runtime.warm.node_daemon import ModelPayload, NodeDaemon
 from runtime.warm.zygote import Zygote, be_zygote
 
 SHAPE = KVPoolShape(layers=4, blocks=16, block_tokens=4, layer_bytes=16 * 4096)
@@ -45,7 +45,7 @@ def orders(stage: str, head: str, **fields: Any) -> bytes:
 
 def be_tiny_model(payload: bytes, descriptors: list[int]) -> None:
     """Be the zygote of a model."""
-    described = msgspec.msgpack.decode(payload)
+    described = msgspec.msgpack.decode(msgspec.msgpack.decode(payload, type=ModelPayload).engine)
 
     def preload() -> dict[str, Any]:
         while described["gate"] and not Path(described["gate"]).exists():

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.warm import zygote as zygote_module
-from runtime.warm.zygote import Zygote, ZygoteError
+from runtime.warm.zygote import Zygote, ZygoteError, be_zygote
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -299,6 +299,129 @@ def the_zygote_is_killed_before_a_child_drew_its_first_breath() -> dict[str, Any
     return {"child_ended": ended}
 
 
+# -- zygotes of zygotes ------------------------------------------------------------------------------------------------
+
+
+def become_zygote(payload: bytes, descriptors: list[int]) -> None:
+    """Be a zygote that preloads what the payload says: a JSON list of a verb and its argument."""
+    verb, argument = json.loads(payload)
+
+    def prepare() -> Any:
+        if verb == "fail":
+            raise RuntimeError(argument * 20_000)
+        if verb == "end":
+            os._exit(argument)
+        if verb == "wait":
+            signal.pause()
+        if verb == "bad facts":
+            return object()
+        return {"facts": argument, "pid": os.getpid(), "outer": os.environ["PRELOADED"]}
+
+    be_zygote(descriptors[0], child_main, prepare)
+
+
+def a_child_becomes_a_zygote() -> dict[str, Any]:
+    outer_exits, inner_exits = Exits(), Exits()
+    outer = Zygote(become_zygote, preload, outer_exits)
+    inner = Zygote.within(outer, "inner", order("load", 7), inner_exits)
+    facts = inner.wait_ready(DEADLINE_S)
+    own_pid = facts.pop("pid") == inner.pid
+    with tempfile.TemporaryFile() as file:
+        inner.fork("a", order("write", "x"), [file.fileno()])
+        inner_exits.wait(1)
+        file.seek(0)
+        written = file.read().decode()
+    waiting = inner.fork("b", order("wait"))
+    inner.close()
+    outer_seen = outer_exits.wait(1)
+    ended = eventually(lambda: not is_alive(waiting))
+    outer.close()
+    return {
+        "facts": facts,
+        "own_pid": own_pid,
+        "written": written,
+        "inner": inner_exits.wait(2),
+        "outer": outer_seen,
+        "children_ended": ended,
+    }
+
+
+def zygotes_that_never_are_ready() -> dict[str, Any]:
+    outer = Zygote(become_zygote, preload, Exits())
+    reasons = []
+    for verb, argument, timeout_s in (
+        ("fail", "no such file \N{FIRE}", DEADLINE_S),
+        ("bad facts", None, DEADLINE_S),
+        ("end", 3, DEADLINE_S),
+        ("wait", None, 0.05),
+    ):
+        inner = Zygote.within(outer, verb, order(verb, argument), Exits())
+        try:
+            inner.wait_ready(timeout_s)
+        except ZygoteError as error:
+            reasons.append(str(error).replace(str(inner.pid), "PID")[:90])
+        outer.kill(verb)
+        inner.close()
+    outer.close()
+    return {"reasons": reasons}
+
+
+def the_outer_zygote_is_killed() -> dict[str, Any]:
+    exits = Exits()
+    outer = Zygote(become_zygote, preload, Exits())
+    inner = Zygote.within(outer, "inner", order("load", 7), exits)
+    inner.wait_ready(DEADLINE_S)
+    stage = inner.fork("a", order("wait"))
+    os.kill(outer.pid, signal.SIGKILL)
+    ended = eventually(lambda: not is_alive(inner.pid) and not is_alive(stage))
+    seen = exits.wait(1)
+    gone = eventually(lambda: not inner.alive)
+    inner.close()
+    outer.close()
+    return {"ended": ended, "exits": seen, "gone": gone}
+
+
+def zygotes_that_cannot_be_forked_leave_nothing() -> dict[str, Any]:
+    outer = Zygote(become_zygote, preload, Exits())
+    Zygote.within(outer, "first", order("load", 7), Exits()).close()
+    outer.close()
+    before = descriptors_of(os.getpid())
+    for number in range(20):
+        with contextlib.suppress(ZygoteError):
+            Zygote.within(outer, f"inner-{number}", order("load", 7), Exits())
+    return {"leaked": before != descriptors_of(os.getpid()), "threads": threading.active_count()}
+
+
+def an_order_that_is_too_long_ends_nobody() -> dict[str, Any]:
+    exits = Exits()
+    zygote = start(exits)
+    first = zygote.fork("first", order("wait"))
+    try:
+        zygote.fork("second", bytes(1 << 17), timeout_s=DEADLINE_S)
+    except ZygoteError as error:
+        refused = str(error)
+    third = zygote.fork("third", order("wait"), timeout_s=DEADLINE_S)
+    alive = is_alive(first) and is_alive(third)
+    zygote.close()
+    return {"refused": refused, "alive": alive}
+
+
+def a_reaction_that_fails_is_not_the_last() -> dict[str, Any]:
+    exits = Exits()
+
+    def react(key: str, status: int) -> None:
+        exits(key, status)
+        raise RuntimeError("the reaction has failed")
+
+    zygote = Zygote(child_main, preload, react)
+    zygote.fork("a", order("exit", 1))
+    exits.wait(1)
+    zygote.fork("b", order("exit", 2), timeout_s=DEADLINE_S)
+    seen = exits.wait(2)
+    zygote.close()
+    return {"exits": seen}
+
+
 SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
     scenario.__name__: scenario
     for scenario in (
@@ -313,6 +436,12 @@ SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
         a_child_that_ends_at_once_is_still_answered,
         a_fork_that_fails_ends_nobody_else,
         the_zygote_is_killed_before_a_child_drew_its_first_breath,
+        a_child_becomes_a_zygote,
+        zygotes_that_never_are_ready,
+        the_outer_zygote_is_killed,
+        zygotes_that_cannot_be_forked_leave_nothing,
+        an_order_that_is_too_long_ends_nobody,
+        a_reaction_that_fails_is_not_the_last,
     )
 }
 
