@@ -328,6 +328,9 @@ def bench_migrate(
     check_wire: Annotated[
         bool, typer.Option("--check-wire", help="Also record one pass on the link and search it for plaintext.")
     ] = False,
+    rate_limit: Annotated[
+        str | None, typer.Option(help="Most bytes per second for copying between the nodes, such as 10MB.")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Move layers between two machines under load, and measure what the streams notice."""
@@ -346,6 +349,7 @@ def bench_migrate(
                 repeat=repeat,
                 methods=tuple(methods.split(",")),
                 check_wire=check_wire,
+                rate_limit=rate_limit,
             ),
             say=_err.print,
         ),

@@ -73,9 +73,10 @@ async def _pipeline(
 ) -> AsyncIterator[tuple[Side, tuple[WatchedProcess, ...]]]:
     """Run the nodes and the head, which know each other by keys made for the occasion; yield the head and all three."""
     head = Machine(HEAD, f"{link.near}:{free_port()}", controls=True)
+    limit = ("--rate-limit", options.rate_limit) if options.rate_limit else ()
     nodes = (
-        Machine(NODES[0], f"{link.near}:{free_port()}"),
-        Machine(NODES[1], f"{link.far}:{free_port()}", link.far_command),
+        Machine(NODES[0], f"{link.near}:{free_port()}", options=limit),
+        Machine(NODES[1], f"{link.far}:{free_port()}", link.far_command, options=limit),
     )
     with tempfile.TemporaryDirectory(prefix="midstream-bench-keys-") as folder:
         state = Path(folder)

@@ -35,6 +35,7 @@ class MigrateOptions(ReconfigureOptions):
         prompt_tokens: Length of the prompts, roughly; the result says what it was.
         methods: How KV is moved, to be compared; see `loadgen.control`.
         check_wire: Also record one pass on the link and search it for plaintext; needs a link of its own.
+        rate_limit: Most bytes per second for copying, as `midstream node run` takes it; None for no limit.
         node_command: Command line of `midstream node` before the arguments.
     """
 
@@ -48,6 +49,7 @@ class MigrateOptions(ReconfigureOptions):
     prompt_tokens: int = 500
     methods: tuple[str, ...] = METHODS
     check_wire: bool = False
+    rate_limit: str | None = None
     node_command: tuple[str, ...] = (sys.executable, "-m", "controller.cli", "node")
 
     def __post_init__(self) -> None:

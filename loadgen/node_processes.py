@@ -29,12 +29,14 @@ class Machine:
         address: host:port that it listens on for the others.
         command: Put before its command line, so that it runs there.
         controls: Whether it may give the others orders, as a head does.
+        options: Further options of its node runtime.
     """
 
     name: str
     address: str
     command: tuple[str, ...] = ()
     controls: bool = False
+    options: tuple[str, ...] = ()
 
 
 class NodeProcess(WatchedProcess):
@@ -112,7 +114,8 @@ async def node_runtimes(
 
 def _run_command(node: Machine, folder: Path, node_command: Sequence[str]) -> list[str]:
     state = str(folder / node.name)
-    return [*node.command, *node_command, "run", "--name", node.name, "--state", state, "--listen", node.address]
+    named = ["--name", node.name, "--state", state, "--listen", node.address]
+    return [*node.command, *node_command, "run", *named, *node.options]
 
 
 def _certificate(folder: Path, machine: Machine) -> Path:

@@ -67,6 +67,7 @@ class _InFlight:
     batch: ScheduledBatch
     footprint: Footprint
     future: Future[BatchOutput]
+    again: bool = False  # computes what was computed before: nobody waits for its answer
     learnt_anew: frozenset[str] = frozenset()  # requests that batches just before it may have told of
     output: BatchOutput | None = None
     spans: tuple[StageSpan, ...] = ()
@@ -176,7 +177,9 @@ class Dispatcher:
         return _InFlight(self._sequence, self.epoch, batch, footprint, future)
 
     def _computing_again(self, batch: ScheduledBatch) -> _InFlight:
-        return self._entry(batch, self._footprint_of(batch), Future())
+        entry = self._entry(batch, self._footprint_of(batch), Future())
+        entry.again = True
+        return entry
 
     @staticmethod
     def _footprint_of(batch: ScheduledBatch) -> Footprint:
@@ -256,7 +259,7 @@ class Dispatcher:
                 self.trace.append(TracedBatch(head.sequence, head.epoch, head.batch.total_tokens, head.spans))
                 revealed.append(head)
                 self._active_at = time.monotonic()
-                over = over or self._end_probation(answered=head.epoch == self.epoch)
+                over = over or self._end_probation(answered=head.epoch == self.epoch and not head.again)
             self.ledger.purge(request_id for e in self._in_flight for request_id in e.footprint.requests)
             self._changed.notify_all()
         for entry in revealed:

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import threading
 import time
+import traceback
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,7 @@ class Fleet:
         on_lost: called with (stage name, reason) when a stage process ends without having been released.
         on_host_lost: called with (host, reason) when another host is lost.
         on_way_lost: called with (node, host, reason) when a node has lost the way to another host.
+        on_broken: called with the reason when no frame will be read any more.
         log: takes (event, details...) of the gateway.
 
     """
@@ -114,6 +116,7 @@ class Fleet:
         on_lost: Callable[[str, str], None],
         on_host_lost: Callable[[str, str], None],
         on_way_lost: Callable[[str, str, str], None],
+        on_broken: Callable[[str], None],
         log: Callable[..., None],
     ) -> None:
         # Fork before this process has sockets and threads of ours that the zygote would only have to forget.
@@ -122,7 +125,7 @@ class Fleet:
         self._settings = gateway
         self._source: ModelSource | None = None
         self._on_result, self._on_rejected, self._on_lost = on_result, on_rejected, on_lost
-        self._on_host_lost, self._on_way_lost = on_host_lost, on_way_lost
+        self._on_host_lost, self._on_way_lost, self._on_broken = on_host_lost, on_way_lost, on_broken
         self.pipeline = secrets.token_hex(4)
         # Only the owner may enter, so the kernel vouches for every peer on these sockets.
         self._directory = Path(tempfile.mkdtemp(prefix="midstream-"))
@@ -317,25 +320,31 @@ class Fleet:
     # -- what comes in -----------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        while not self._closing:
-            parts = self._inbox.receive(_POLL_MS)
-            if parts is None:
-                continue
-            try:
-                frame, buffers = unpack(parts)
-            except FrameError as error:
-                self._on_rejected(Rejected("unknown", -1, -1, str(error)))
-                continue
-            if isinstance(frame, Result):
-                self._on_result(frame, buffers)
-            elif isinstance(frame, Rejected):
-                self._on_rejected(frame)
-            elif isinstance(frame, Reply):
-                self.calls.answered(frame, buffers)
-            elif isinstance(frame, Ended):
-                self._on_exit(frame.stage, frame.status)
-            elif isinstance(frame, Lost):
-                self._on_way_lost(frame.node, frame.host, frame.reason)
+        try:
+            while not self._closing:
+                parts = self._inbox.receive(_POLL_MS)
+                if parts is not None:
+                    self._take(parts)
+        except Exception as error:  # noqa: BLE001 - without this thread nothing is ever answered: say so, do not hang
+            traceback.print_exc()
+            self._on_broken(f"the thread that reads frames has ended: {type(error).__name__}: {error}")
+
+    def _take(self, parts: list[memoryview]) -> None:
+        try:
+            frame, buffers = unpack(parts)
+        except FrameError as error:
+            self._on_rejected(Rejected("unknown", -1, -1, str(error)))
+            return
+        if isinstance(frame, Result):
+            self._on_result(frame, buffers)
+        elif isinstance(frame, Rejected):
+            self._on_rejected(frame)
+        elif isinstance(frame, Reply):
+            self.calls.answered(frame, buffers)
+        elif isinstance(frame, Ended):
+            self._on_exit(frame.stage, frame.status)
+        elif isinstance(frame, Lost):
+            self._on_way_lost(frame.node, frame.host, frame.reason)
 
     def _on_node_frame(self, peer: Peer, frame: Frame, buffers: Sequence[Buffer]) -> None:
         """Take what another host has for the nodes of this one (the thread of the link)."""

@@ -51,6 +51,7 @@ class Nodes:
         self._shape: KVPoolShape | None = None
         self._engine: tuple[bytes, ModelOrder | None] = b"", None
         self._closing = threading.Event()
+        self._lock = threading.Lock()
 
     def open(self, describe: Callable[[frozenset[str]], tuple[bytes, ModelOrder | None]]) -> None:
         """Have the pipeline hosted by all remote nodes, at once; `describe` says what the zygotes of these need.
@@ -94,7 +95,9 @@ class Nodes:
                         self._journal.tell("pipeline", "node still lost", node=name, reason=str(error))
                     continue
                 told.pop(name, None)
-                del self._lost[name]
+                with self._lock:
+                    if node.lost is None:  # not lost again meanwhile
+                        del self._lost[name]
 
     def close(self) -> None:
         """Take nobody back any more; let go of the pipeline on the nodes that are there."""
@@ -167,12 +170,14 @@ class Nodes:
 
     def lose(self, name: str, reason: str) -> bool:
         """Take note that a node is gone; False when that is known, or it is none of ours."""
-        if name not in self._nodes or name in self._lost:
+        if name not in self._nodes:
             return False
-        self._lost[name] = reason
-        if name in self._remote:
-            self._remote[name].lost = reason
-        return True
+        with self._lock:
+            if name in self._remote:
+                self._remote[name].lost = reason  # also while it is being taken back
+            known = name in self._lost
+            self._lost[name] = reason
+        return not known
 
     def without_lost(self, layout: Layout) -> Layout:
         """Return a layout like `layout` that needs no lost node: their layers go to the stages beside them.

@@ -150,6 +150,7 @@ class Pipeline(ChangeEffects):
             self._on_lost,
             self.lose_node,
             self._on_way_lost,
+            self._fail,
             partial(self.journal.tell, "gateway"),
         )
         self.nodes = Nodes(

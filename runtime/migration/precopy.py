@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from runtime.warm.kv_pool import KVPool
 
-DELTA_BYTES = 1 << 19
+DELTA_BYTES = 1 << 17
 """About how many bytes of tokens one delta carries: enough to be efficient, little enough to be interrupted."""
 
 _COLUMNS = 5

@@ -280,8 +280,10 @@ class Gateway:
         _react(self._on_bulk_lost, host, f"the bulk link to {host} broke: {reason}")
 
     def close(self) -> None:
-        """Close all links and sockets."""
+        """Close all links and sockets; a second call does nothing."""
         with self._lock:
+            if self._closing:
+                return
             self._closing = True
             links = [*self._links.values(), *self._bulk.values()]
         for link in links:

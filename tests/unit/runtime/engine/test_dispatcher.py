@@ -707,3 +707,14 @@ def test_a_loss_of_a_stage_alone_computes_no_kv_again(bench: Bench):
     assert bench.dispatcher.restart(bench.chain(2), most_tokens=64) == [2]
     assert computed(bench, 2) == [(2, "b", 4, 4)]
     assert bench.dispatcher.kv_losses == 0
+
+
+def test_computing_again_is_no_answer_of_a_new_chain(bench: Bench):
+    start(bench, "a", 6)
+    bench.dispatcher.switch(bench.chain(2), timeout_s=0, recompute_tokens=4)
+    for sequence in bench.sent(2):
+        bench.answer(2, sequence)
+    assert bench.settled == []
+    bench.dispatcher.dispatch(batch(known("a", 6, outputs=1)))
+    bench.answer(2, bench.sent(2)[-1], output(a=42))
+    assert bench.settled == [2]

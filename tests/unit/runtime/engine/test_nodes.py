@@ -228,8 +228,8 @@ class TestLosses:
         assert bench.nodes.lose("edge-1", "is silent")
         assert not bench.nodes.lose("edge-1", "and silent again")
         assert bench.nodes.names() == []
-        assert bench["edge-1"].lost == "is silent"
-        with pytest.raises(NodeError, match="node edge-1 is lost: is silent"):
+        assert bench["edge-1"].lost == "and silent again"
+        with pytest.raises(NodeError, match="node edge-1 is lost: and silent again"):
             bench.nodes.get("edge-1")
 
     @pytest.mark.parametrize(

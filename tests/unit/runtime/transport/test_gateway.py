@@ -335,8 +335,10 @@ class TestBeginningAndEnd:
             edge.gateway.reach("cloud-1")
         assert threading.active_count() == threads
 
-    def test_a_closed_gateway_opens_no_way(self, pair):
+    def test_a_closed_gateway_opens_no_way_and_can_be_closed_again(self, pair):
         edge, _ = pair
+        for closing in [in_background(edge.gateway.close) for _ in range(3)]:
+            assert closing.get(timeout=DEADLINE_S) is None
         edge.gateway.close()
         with pytest.raises(ChannelError, match="is closing its links"):
             edge.gateway.send("cloud-1", NODE, ORDER, [b"{}"])

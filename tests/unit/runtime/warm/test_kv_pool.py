@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -288,3 +289,19 @@ def test_scrubbing_zeroes_the_layers_and_gives_their_memory_back(descriptor: int
     assert bytes(other.layer_memory(0)) == b"\xab" * SHAPE.layer_bytes
     assert other.stale_blocks(ALL, [1, 2], 8) == [(layer, block, 0) for layer in (1, 2) for block in (1, 2)]
     assert other.generation.tolist() == [[0, 1, 1, 0, 0, 0, 0, 0], [0] * 8, [0] * 8]
+
+
+def test_i2_nobody_who_reads_beside_a_writer_sees_an_old_watermark_with_a_new_generation(pool: KVPool):
+    """Pre-copy reads both, generation first: an old watermark beside it would say that tokens to come were sent."""
+    write(pool, [5], 0, 4)
+    seen: list[tuple[int, int]] = []
+
+    class Watched(np.ndarray):
+        def __setitem__(self, key: object, value: object) -> None:
+            super().__setitem__(key, value)
+            seen.append((int(pool.generation[0, 5]), int(pool.watermark[0, 5])))
+
+    pool.generation, pool.watermark = pool.generation.view(Watched), pool.watermark.view(Watched)
+    write(pool, [5], 0, 2)
+    write(pool, [5], 1, 3)
+    assert seen == [(1, 0), (2, 0), (2, 2), (2, 1), (3, 1), (3, 3)]
