@@ -33,6 +33,7 @@ from runtime.transport.frames import Call, FrameError, pack, unpack
 from runtime.transport.identity import IdentityError
 from runtime.transport.link_listener import LinkListener
 from runtime.transport.link_sender import LinkSender
+from runtime.transport.priority import give_way
 from runtime.transport.record import RecordError
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 NODE = "node"
 """Who takes the orders and the KV that come to a host."""
+
+BULK = "bulk"
+"""The same, for what must not take the processor from others."""
 
 HELLO = "hello"
 """The call that says nothing, and needs no answer."""
@@ -147,7 +151,7 @@ class Gateway:
         link, outdated = self._current(self._bulk, host, self._lose_bulk, self._bulk_rate, 4 << 20)
         if outdated is not None:
             outdated.close()
-        _send(link, NODE, pack(frame, buffers))
+        _send(link, BULK, pack(frame, buffers))
 
     def bulk_breaks(self, host: str) -> int:
         """Return how often the bulk link to a host broke; each time, what was on its way was lost."""
@@ -186,6 +190,7 @@ class Gateway:
                     bytes_per_second=rate,
                     queue_bytes=queue_bytes,
                     on_down=lambda reason: on_down(host, reason),
+                    gives_way=links is self._bulk,
                 )
             except IdentityError as error:
                 raise ChannelError(str(error)) from error
@@ -249,7 +254,9 @@ class Gateway:
 
     def _on_message(self, peer: Peer, destination: str, parts: list[memoryview]) -> None:
         frame, buffers = unpack(parts)
-        if destination == NODE:
+        if destination == BULK:
+            give_way()  # this thread has nothing to do but this link
+        if destination in {NODE, BULK}:
             self._on_node_frame(peer, frame, buffers)
             return
         with self._lock:

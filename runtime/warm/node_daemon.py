@@ -38,6 +38,7 @@ from runtime.transport.address import Neighbourhood
 from runtime.transport.channel import ChannelError
 from runtime.transport.frames import Call, Ended, FrameError, Lost
 from runtime.transport.gateway import Gateway
+from runtime.transport.priority import in_background
 from runtime.warm.kv_pool import KVPoolShape
 from runtime.warm.memory import available_bytes
 from runtime.warm.model_fetch import ModelFetch, ModelOrder
@@ -396,7 +397,7 @@ class NodeDaemon:
             sender.stop()
 
     def _copy_round(self, hosted: _Hosted, arguments: dict[str, Any]) -> tuple[int, float, int]:
-        copied = self._copy(hosted, arguments).round()
+        copied = in_background(self._copy(hosted, arguments).round)
         return copied.sent_bytes, copied.seconds, copied.stale_bytes
 
     def _copy_end(self, hosted: _Hosted, arguments: dict[str, Any]) -> None:
