@@ -157,7 +157,8 @@ def test_a_change_is_undone_and_the_old_layout_recovers_when_it_loses_a_stage(
     serving = {"aborted": "3,3", "committed": target}[report["state"]]
     assert str(pipeline.layout()) == serving
     # A stage that only the old layout had is no loss once nothing is in flight there.
-    assert report["state"] == "aborted" or (when == "after" and target != "3,2,1"), report
+    # One of both layouts may have passed its first batch on just after the flip: then that is answered, and committed.
+    assert report["state"] == "aborted" or (when == "after" and (target != "3,2,1" or place == "_flip")), report
     assert lost[0] not in {stage.pid for stage in pipeline._assembly.stages}
 
 
