@@ -38,7 +38,7 @@ class Limits:
 
     destination_bytes: int = 128
     parts: int = 4096
-    message_bytes: int = 64 << 20
+    message_bytes: int = 512 << 20  # hidden states of 8192 tokens of a large model are 256 MiB
     connections: int = 64
     connect_s: float = 3.0
     handshake_s: float = 5.0

@@ -252,7 +252,7 @@ class TestMessages:
             ("stäge", [], "must be a short ASCII name"),
             ("x" * 129, [], "129 bytes of destination, but a message on this link has 128 at most"),
             ("head", [b""] * 4097, "4097 parts, but a message on this link has 4096 at most"),
-            ("head", [bytes(40 << 20), bytes(30 << 20)], "73400320 bytes, but a message on this link has 67108864"),
+            ("head", [bytes(300 << 20), bytes(300 << 20)], "629145600 bytes, but a message on this link has 536870912"),
         ],
         ids=["nowhere", "not ascii", "long name", "many parts", "large"],
     )
