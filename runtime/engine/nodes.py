@@ -128,6 +128,14 @@ class Nodes:
                 node.reserve(self._shape, 0)
         return node
 
+    def check(self, layout: Layout) -> None:
+        """Check that all nodes of a layout are known and there; raises ChangeRefused."""
+        for name in layout.nodes:
+            try:
+                self.get(name)
+            except NodeError as error:
+                raise ChangeRefused(f"layers {layout}: {error}") from error
+
     def reserve(self, shape: KVPoolShape, layouts: Sequence[Layout]) -> None:
         """Make room on every node for the layers it has in any of `layouts`.
 

@@ -191,7 +191,7 @@ class Pipeline(ChangeEffects):
     def bind(self, blocks: int, block_tokens: int, layer_bytes: int, layout_name: str) -> None:
         """Reserve the nodes' KV pools, give them to the stages and install the first chain."""
         self._binding = PoolBinding(self._total_layers, blocks, block_tokens, layer_bytes, layout_name)
-        self.nodes.reserve(self._binding.shape, [self._assembly.layout])
+        self._reserve(self._assembly.layout)
         self.dispatcher.ledger = Ledger(block_tokens)
         self._bind_stages(self._assembly.stages)
         self._assembly.chain = self._connect(self._assembly)
@@ -211,12 +211,14 @@ class Pipeline(ChangeEffects):
         return self.dispatcher.epoch
 
     def plan(self, text: str) -> Layout:
-        """Check a target layout against the model, the nodes, and their memory for old and new together."""
+        """Check a target layout against the model, the nodes that there are, and the memory of this host.
+
+        On the engine's thread, so nobody on another host is asked: what they lack is found out in `prepare`.
+        """
         target = Layout.parse(text, self._total_layers)
         if target == self._assembly.layout:
             raise ChangeRefused(f"the pipeline already has the layout {target}")
-        if self._binding is not None:
-            self.nodes.reserve(self._binding.shape, [self._assembly.layout, target])
+        self.nodes.check(target)
         needed, free = self._extra_bytes(target), available_bytes()
         if needed > free:
             raise ChangeRefused(
@@ -229,6 +231,7 @@ class Pipeline(ChangeEffects):
     def prepare(self, target: Layout, cost: Cost) -> int:
         """Bring up the new stages of `target` beside the serving ones, keep the others; return the chain's epoch."""
         old = self._assembly
+        self._reserve(old.layout, target)
         reusable = {self._role(old.layout, rank): stage for rank, stage in enumerate(old.stages)}
         assembly = self._target = _Assembly(target, [])
         cost.peak_extra_bytes = 0
@@ -325,7 +328,18 @@ class Pipeline(ChangeEffects):
         migration, self._migration = self._migration, None
         if migration is not None:
             self._tell_left_over(migration.scrub_target())
+        self._let_go_of_room()
         self._keep_spares(_REST_S)
+
+    def _let_go_of_room(self) -> None:
+        """Claim no more room on the nodes than the layout that serves needs."""
+        with contextlib.suppress(ChangeRefused):  # of a node that is gone
+            self._reserve(self._assembly.layout)
+
+    def _reserve(self, *layouts: Layout) -> None:
+        """Make room on all nodes for the KV of any of `layouts`; raises ChangeRefused."""
+        if self._binding is not None:
+            self.nodes.reserve(self._binding.shape, layouts)
 
     def _tell_left_over(self, problems: Sequence[str]) -> None:
         for problem in problems:
@@ -371,8 +385,7 @@ class Pipeline(ChangeEffects):
                 self.spares.put(stage)
         if migration is not None:
             self._tell_left_over(migration.scrub_source())
-        if self._binding is not None:
-            self.nodes.reserve(self._binding.shape, [target.layout])
+        self._let_go_of_room()
         self._keep_spares(_REST_S)
 
     # -- capacity (`PipelineSide`) -------------------------------------------------------------------------------------
@@ -435,8 +448,7 @@ class Pipeline(ChangeEffects):
 
     def _move_from_lost_nodes(self, layout: Layout) -> list[int]:
         """Serve with `layout`, which does without the nodes that are gone, and compute again what they held."""
-        if self._binding is not None:
-            self.nodes.reserve(self._binding.shape, [layout])
+        self._reserve(layout)
         left = [stage for stage in self._assembly.stages if self.fleet.alive(stage)]
         self._unroute(left, None)
         self._assembly = mended = _Assembly(layout, [])
