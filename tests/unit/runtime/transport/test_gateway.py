@@ -158,7 +158,7 @@ class TestWhatDoesNot:
         with pytest.raises(ChannelError, match=r"edge-1 cannot be sent this: .* bytes of destination"):
             cloud.gateway.send("edge-1", "x" * 1000, ORDER, [b"{}"])
         with pytest.raises(ChannelError, match="cannot be sent this"):
-            cloud.gateway.send_bulk("edge-1", KVTokens("c"), [b"", bytes(65 << 20)])
+            cloud.gateway.send_bulk("edge-1", KVTokens("c"), [b"", bytes(513 << 20)])
 
     def test_a_process_that_sends_what_no_link_can_hold_does_not_stop_the_others(self, pair, process):
         edge, cloud = pair
