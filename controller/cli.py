@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from controller import node_commands
+from controller.console import FAILED, REFUSED, err, fail, out
 from controller.control_client import ControlClient, ControlError
 from runtime.migration.protocol import Fallback, Method
 
@@ -29,9 +30,6 @@ bench_app = typer.Typer(help="Measure: every benchmark starts what it needs and 
 app.add_typer(bench_app, name="bench")
 app.add_typer(node_commands.app, name="node")
 
-REFUSED, FAILED = 2, 1
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
 
 Endpoint = Annotated[str, typer.Option(envvar="MIDSTREAM_ENDPOINT", help="The server's address.")]
 DEFAULT_ENDPOINT = "http://127.0.0.1:8000"
@@ -99,10 +97,10 @@ def serve(
     )
     try:
         resolved = resolve_model(model)
-        _out.print(f"serving {resolved.served_name} at http://{host}:{port}/v1")
+        out.print(f"serving {resolved.served_name} at http://{host}:{port}/v1")
         run_server(resolved, options)
     except (ModelError, EngineError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command()
@@ -143,16 +141,16 @@ def status(
     if json_output:
         print(json.dumps(state))
         return
-    _out.print(f"{state['model']} on vLLM {state['vllm_version']}: epoch {state['epoch']}, {state['phase']}")
+    out.print(f"{state['model']} on vLLM {state['vllm_version']}: epoch {state['epoch']}, {state['phase']}")
     for stage in state["stages"]:
         span = f"layers {stage['first_layer']:>3} to {stage['last_layer']:>3}"
         size = f"{stage['memory_bytes'] / 2**20:6.0f} MiB"
-        _out.print(f"  stage {stage['index']}  {span}  {size}  node {stage['node']}  pid {stage['pid']}")
+        out.print(f"  stage {stage['index']}  {span}  {size}  node {stage['node']}  pid {stage['pid']}")
     for node, number in state["spare_stages"].items():
-        _out.print(f"  {number} spare on node {node}")
+        out.print(f"  {number} spare on node {node}")
     if state["last_recovery"]:
         last = state["last_recovery"]
-        _out.print(
+        out.print(
             f"{last['id']}: {', '.join(last['stages'])} lost and replaced in {last['total_ms']:.0f} ms, "
             f"{last['replayed_batches']} batches replayed",
             soft_wrap=True,
@@ -184,16 +182,16 @@ def capacity(
         print(json.dumps(state))
     else:
         for name in wanted:
-            _out.print(f"{name:<17} {state[name]:>8}  of at most {state['at_most'][name]}")
-        _out.print(f"{'kv_blocks_used':<17} {state['kv_blocks_used']:>8}")
+            out.print(f"{name:<17} {state[name]:>8}  of at most {state['at_most'][name]}")
+        out.print(f"{'kv_blocks_used':<17} {state['kv_blocks_used']:>8}")
         if state["last"] and changes:
             last = state["last"]
-            _out.print(
+            out.print(
                 f"{last['state']} in {last['total_ms']:.1f} ms: {last['moved_blocks']} blocks moved, "
                 f"{last['preempted_requests']} requests preempted"
             )
     if changes and state["last"]["state"] != "done":
-        _fail(state["last"]["reason"])
+        fail(state["last"]["reason"])
 
 
 @app.command()
@@ -208,7 +206,7 @@ def story(
     with _client(endpoint) as client:
         entries = client.story(subject)
     if not entries:
-        _fail(f"nothing is known of {subject!r}" if subject else "nothing has happened yet")
+        fail(f"nothing is known of {subject!r}" if subject else "nothing has happened yet")
     for entry in entries:
         if json_output:
             print(json.dumps(entry))
@@ -217,7 +215,7 @@ def story(
         details = "  ".join(
             f"{k}={v}" for k, v in entry.items() if k not in {"at", "subject", "event"} and v is not None
         )
-        _out.print(f"{at}  {entry['subject']:<12} {entry['event']:<14} {details}", soft_wrap=True)
+        out.print(f"{at}  {entry['subject']:<12} {entry['event']:<14} {details}", soft_wrap=True)
 
 
 @app.command()
@@ -231,7 +229,7 @@ def trace(
     with _client(endpoint) as client:
         events = client.trace()
     Path(output).write_text(json.dumps(events), encoding="utf-8")
-    _out.print(f"{len(events['traceEvents'])} stage spans in {output}")
+    out.print(f"{len(events['traceEvents'])} stage spans in {output}")
 
 
 @bench_app.command("reconfigure")
@@ -259,7 +257,7 @@ def bench_reconfigure(
                 repeat=repeat,
                 compare_stock=stock,
             ),
-            say=_err.print,
+            say=err.print,
         ),
         render,
         json_output=json_output,
@@ -281,7 +279,7 @@ def bench_recover(
     _measure(
         lambda: run(
             RecoverOptions(layers_from=layers, model=model, streams=streams, tokens=tokens, repeat=repeat),
-            say=_err.print,
+            say=err.print,
         ),
         render,
         json_output=json_output,
@@ -301,7 +299,7 @@ def bench_wake(
 
     _measure(
         lambda: run(
-            WakeOptions(layers_from=layers, model=model, tokens=48, repeat=repeat, compare_stock=stock), say=_err.print
+            WakeOptions(layers_from=layers, model=model, tokens=48, repeat=repeat, compare_stock=stock), say=err.print
         ),
         render,
         json_output=json_output,
@@ -351,7 +349,7 @@ def bench_migrate(
                 check_wire=check_wire,
                 rate_limit=rate_limit,
             ),
-            say=_err.print,
+            say=err.print,
         ),
         render,
         json_output=json_output,
@@ -369,7 +367,7 @@ def demo() -> None:
     try:
         good = asyncio.run(run(Console()))
     except LoadgenError as error:
-        _fail(str(error))
+        fail(str(error))
     raise typer.Exit(0 if good else FAILED)
 
 
@@ -385,7 +383,7 @@ def _client(endpoint: str) -> Iterator[ControlClient]:
         with ControlClient(endpoint) as client:
             yield client
     except ControlError as error:
-        _fail(str(error), REFUSED if error.refused else FAILED)
+        fail(str(error), REFUSED if error.refused else FAILED)
 
 
 def _measure(
@@ -402,28 +400,23 @@ def _measure(
     try:
         result = asyncio.run(experiment())
     except LoadgenError as error:
-        _fail(str(error))
+        fail(str(error))
     if json_output:
         print(json.dumps(result))
     else:
-        _out.print(render(result))
+        out.print(render(result))
 
 
 def _print_report(report: dict[str, Any]) -> None:
     steps = ", ".join(f"{step} {ms:.0f} ms" for step, ms in report["steps_ms"].items())
-    _out.print(
+    out.print(
         f"{report['id']}: {report['from']} -> {report['to']} {report['state']} in {report['total_ms']:.0f} ms "
         f"({steps}); {report['requests_carried']} requests carried, {report['bytes_moved']} bytes of KV moved, "
         f"{report['peak_extra_bytes'] / 2**20:.0f} MiB extra at peak",
         soft_wrap=True,
     )
     if report["reason"]:
-        _out.print(f"  reason: {report['reason']}", soft_wrap=True)
-
-
-def _fail(message: str, code: int = FAILED) -> NoReturn:
-    _err.print(f"midstream: {message}", soft_wrap=True)
-    raise typer.Exit(code)
+        out.print(f"  reason: {report['reason']}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+
+from controller.console import fail, out
 
 if TYPE_CHECKING:
     from runtime.transport.identity import Enrolment, Identity
 
 app = typer.Typer(help="Run the node runtime of a machine, and say whom it trusts.", no_args_is_help=True)
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
 
 Name = Annotated[str, typer.Option(help="This node's name, as layouts call it.")]
 State = Annotated[
@@ -65,7 +64,7 @@ def run(
     try:
         run_node(options)
     except (IdentityError, ChannelError, ZygoteError, EngineError, ModelStoreError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command("identity")
@@ -99,8 +98,8 @@ def trust(
             )
         )
     except (IdentityError, OSError, UnicodeDecodeError) as error:
-        _fail(str(error))
-    _out.print(f"{name} trusts {peer} at {address}: {enrolment.peers()[peer].fingerprint}", soft_wrap=True)
+        fail(str(error))
+    out.print(f"{name} trusts {peer} at {address}: {enrolment.peers()[peer].fingerprint}", soft_wrap=True)
 
 
 @app.command("forget")
@@ -111,8 +110,8 @@ def forget(peer: Annotated[str, typer.Argument(help="The peer's name.")], name: 
     try:
         _enrolment(name, state).remove(peer)
     except IdentityError as error:
-        _fail(str(error))
-    _out.print(f"{name} no longer trusts {peer}")
+        fail(str(error))
+    out.print(f"{name} no longer trusts {peer}")
 
 
 def _identity(name: str, state: Path | None) -> Identity:
@@ -121,7 +120,7 @@ def _identity(name: str, state: Path | None) -> Identity:
     try:
         return Identity.load_or_create(state_folder(name, state), name)
     except IdentityError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _enrolment(name: str, state: Path | None) -> Enrolment:
@@ -141,10 +140,5 @@ def _bytes(option: str, text: str | None) -> int | None:
     except ValidationError:
         size = 0
     if size <= 0:
-        _fail(f"{option} {text!r} is not a size; write, for example, 4GiB or 500MB")
+        fail(f"{option} {text!r} is not a size; write, for example, 4GiB or 500MB")
     return size
-
-
-def _fail(message: str) -> NoReturn:
-    _err.print(f"midstream: {message}", soft_wrap=True)
-    raise typer.Exit(1)

@@ -22,7 +22,6 @@ import threading
 import time
 import traceback
 from collections import deque
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,6 +50,7 @@ from runtime.transport.frames import (
     TensorMeta,
     unpack,
 )
+from runtime.transport.priority import in_background
 from runtime.warm.kv_pool import KVPool, KVPoolShape
 from runtime.warm.memory import anonymous_bytes
 from runtime.warm.node import StagePayload
@@ -369,22 +369,14 @@ class StageProcess:
 
 def _in_background(work: Callable[[], _T], threads: int, cores: Collection[int]) -> _T:
     """Run `work` on a thread that only gets one of `cores` when nobody else wants it, and wait for it."""
-    outcome: Future[_T] = Future()
 
-    def run() -> None:
-        try:
-            # Any other policy, even the lowest priority, may finish its time slice before a woken stage gets its core.
-            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
-            os.sched_setaffinity(0, cores)  # not where the computing thread is bound
-            _set_num_threads(threads)
-            outcome.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
-            outcome.set_exception(error)
+    def settle() -> None:
+        # Any other policy, even the lowest priority, may finish its time slice before a woken stage gets its core.
+        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+        os.sched_setaffinity(0, cores)  # not where the computing thread is bound
+        _set_num_threads(threads)
 
-    thread = threading.Thread(target=run, name="background")
-    thread.start()
-    thread.join()
-    return outcome.result()
+    return in_background(work, settle)
 
 
 def _load_worker(

@@ -29,13 +29,16 @@ def give_way() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
 
 
-def in_background(work: Callable[[], _T]) -> _T:
-    """Run `work` on a thread that gives way, and wait for what it returns or raises."""
+def in_background(work: Callable[[], _T], settle: Callable[[], None] = give_way) -> _T:
+    """Run `work` on a thread of its own, and wait for what it returns or raises.
+
+    `settle` makes the thread one that does not disturb others, before the work begins.
+    """
     outcome: Future[_T] = Future()
 
     def run() -> None:
-        give_way()
         try:
+            settle()
             outcome.set_result(work())
         except BaseException as error:  # noqa: BLE001 - raised again on the caller's thread
             outcome.set_exception(error)

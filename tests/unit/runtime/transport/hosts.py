@@ -6,30 +6,18 @@ import queue
 import shutil
 import tempfile
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 from runtime.transport.frames import Call
 from runtime.transport.gateway import HELLO, Gateway
 from runtime.transport.identity import Enrolment, Identity, Peer
+from tests.unit.runtime.engine.waiting import DEADLINE_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from runtime.transport.frames import Buffer, Frame
-
-DEADLINE_S = 20.0
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    """Whether `condition` comes true before the deadline."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.001)
-    return True
 
 
 class Host:
