@@ -11,7 +11,7 @@ from rich.console import Console
 
 from controller import node_commands
 from controller.console import FAILED, REFUSED, err, fail, out
-from controller.control_client import ControlClient, ControlError
+from runtime.head.control_client import ControlClient, ControlError
 from runtime.migration.protocol import Fallback, Method
 
 if TYPE_CHECKING:

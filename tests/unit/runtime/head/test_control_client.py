@@ -4,7 +4,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from controller.control_client import ControlClient, ControlError
+from runtime.head.control_client import ControlClient, ControlError
 
 Handler = Callable[[httpx.Request], httpx.Response]
 

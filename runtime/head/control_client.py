@@ -8,21 +8,27 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
+from runtime.head.access import TOKEN_VARIABLE
+
 if TYPE_CHECKING:
     from types import TracebackType
 
-_TOKEN_VARIABLE = "MIDSTREAM_CONTROL_TOKEN"  # noqa: S105 - the variable's name, not its value
+_KEY_HEADER = "Idempotency-Key"
 _LONG_POLL_S = 30.0
 _POLL_S = 0.05
 _TIMEOUT_S = 10.0
 
 
 class ControlError(RuntimeError):
-    """The server refused, or cannot be reached; `refused` tells the two apart."""
+    """The server refused, or cannot be reached; `refused` tells the two apart.
 
-    def __init__(self, message: str, *, refused: bool) -> None:
+    `kind` is the refusal's type, such as ``busy`` or ``invalid``, when the control API gave one.
+    """
+
+    def __init__(self, message: str, *, refused: bool, kind: str | None = None) -> None:
         super().__init__(message)
         self.refused = refused
+        self.kind = kind
 
 
 class ControlClient:
@@ -35,7 +41,7 @@ class ControlClient:
     """
 
     def __init__(self, endpoint: str, transport: httpx.BaseTransport | None = None) -> None:
-        token = os.environ.get(_TOKEN_VARIABLE)
+        token = os.environ.get(TOKEN_VARIABLE)
         self._endpoint = endpoint.rstrip("/").removesuffix("/v1")
         try:
             self._http = httpx.Client(
@@ -61,9 +67,42 @@ class ControlClient:
         """Return what serves now."""
         return self._call("GET", "/status")
 
-    def reconfigure(self, layers: str, method: str = "pre_copy", fallback: str = "abort") -> dict[str, Any]:
-        """Start a change and return its first report."""
-        return self._call("POST", "/reconfigurations", json={"layers": layers, "method": method, "fallback": fallback})
+    def reconfigure(
+        self,
+        layers: str,
+        method: str = "pre_copy",
+        fallback: str = "abort",
+        *,
+        key: str | None = None,
+        generation: int | None = None,
+    ) -> dict[str, Any]:
+        """Start a change and return its first report.
+
+        Args:
+            layers: the layout wanted, such as ``8,12,10``.
+            method: how KV gets to layers that change their node.
+            fallback: what to do when pre-copy does not converge.
+            key: asked twice with the same key, the server changes once and reports the same change twice.
+            generation: of the object that wants it; the server refuses a lower one than it has accepted before.
+
+        """
+        body = {"layers": layers, "method": method, "fallback": fallback, "generation": generation}
+        return self._call(
+            "POST",
+            "/reconfigurations",
+            json={name: value for name, value in body.items() if value is not None},
+            headers={_KEY_HEADER: key} if key else {},
+        )
+
+    def attach_stage(self, stage: int, node: str | None, within_s: float) -> dict[str, Any]:
+        """Say that the function of a stage has come (to a node): what its release moved away comes back."""
+        body = {"within_s": within_s, **({"node": node} if node else {})}
+        return self._call("POST", f"/stages/{stage}/attach", json=body, timeout=within_s + _TIMEOUT_S)
+
+    def release_stage(self, stage: int, within_s: float) -> dict[str, Any]:
+        """Move a stage's layers to the stages beside it; returns when that has ended."""
+        body = {"within_s": within_s}
+        return self._call("POST", f"/stages/{stage}/release", json=body, timeout=within_s + _TIMEOUT_S)
 
     def capacity(self) -> dict[str, Any]:
         """Return the limits now and at most."""
@@ -116,4 +155,5 @@ class ControlClient:
         message = told or answer.get("detail") or f"HTTP {response.status_code}"
         if response.status_code == 404 and "error" not in answer:
             message = f"{self._endpoint} answers, but has no control API: it was not started by `midstream serve`"
-        raise ControlError(str(message), refused=400 <= response.status_code < 500)
+        kind = refusal.get("type") if isinstance(refusal, dict) else None
+        raise ControlError(str(message), refused=400 <= response.status_code < 500, kind=kind)
