@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Callable, Container
 
 LOCAL_NODE = "local"
 _STAGE = re.compile(r"\s*(?P<layers>[0-9]{1,9})\s*(?:@\s*(?P<node>[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?))?\s*")
@@ -112,7 +112,25 @@ class Layout:
             LayoutError: no stage is left.
 
         """
-        kept = [stage for stage in self.stages if stage.node not in nodes]
+        return self._only(lambda index: self.stages[index].node not in nodes)
+
+    def without_stages(self, indices: Container[int]) -> Layout:
+        """Return this layout without some stages, whose layers are shared by the stages beside them.
+
+        Raises:
+            LayoutError: no stage is left.
+
+        """
+        return self._only(lambda index: index not in indices)
+
+    def moved_to(self, index: int, node: str) -> Layout:
+        """Return this layout with one stage on another node."""
+        stages = list(self.stages)
+        stages[index] = StagePlacement(stages[index].layers, node)
+        return Layout(tuple(stages))
+
+    def _only(self, keeps: Callable[[int], bool]) -> Layout:
+        kept = [stage for index, stage in enumerate(self.stages) if keeps(index)]
         if not kept:
             raise LayoutError(f"layout {self}: no stage is left")
         stages: list[StagePlacement] = []

@@ -12,15 +12,24 @@ import msgspec
 
 from runtime.engine.capacity import CapacityOrder
 from runtime.layout import LayoutError
-from runtime.migration.errors import ChangeBusy, ChangeRefused, ChangeUnknown
-from runtime.migration.protocol import Fallback, Method
+from runtime.migration.desk import Desk, Order
+from runtime.migration.errors import (
+    ChangeBusy,
+    ChangeRefused,
+    ChangeSuperseded,
+    ChangeUnknown,
+    ChangeUnneeded,
+    LastStage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from runtime.engine.pipeline import Pipeline
+    from runtime.migration.coordinator import Change
 
 PREFIX = "midstream."
+_KINDS = {ChangeUnneeded: "unchanged", ChangeSuperseded: "superseded", LastStage: "last_stage"}
 _WAKE_TIMEOUT_S = 60.0
 
 
@@ -29,10 +38,15 @@ class ControlCalls:
 
     def __init__(self, pipeline: Pipeline, model: str | list[str], version: str) -> None:
         self._pipeline = pipeline
+        self._desk = Desk(
+            pipeline.coordinator, pipeline.layout, lambda layout: layout.without(pipeline.nodes.lost_names())
+        )
         self._facts = {"model": model if isinstance(model, str) else model[0], "vllm_version": version}
         self._calls: dict[str, Callable[..., Any]] = {
             f"{PREFIX}status": self._status,
             f"{PREFIX}reconfigure": self._reconfigure,
+            f"{PREFIX}attach": self._attach,
+            f"{PREFIX}release": self._release,
             f"{PREFIX}report": self._report,
             f"{PREFIX}cancel": self._cancel,
             f"{PREFIX}capacity": self._capacity,
@@ -50,7 +64,9 @@ class ControlCalls:
             return [self._calls[method](*arguments)]
         except ChangeBusy as error:
             return [{"refused": "busy", "message": str(error), "change": error.change}]
-        except (ChangeRefused, LayoutError) as error:
+        except ChangeRefused as error:
+            return [{"refused": _KINDS.get(type(error), "invalid"), "message": str(error)}]
+        except LayoutError as error:
             return [{"refused": "invalid", "message": str(error)}]
         except ChangeUnknown as error:
             return [{"refused": "unknown", "message": str(error)}]
@@ -58,13 +74,24 @@ class ControlCalls:
     def _status(self) -> dict[str, Any]:
         return {**self._facts, **self._pipeline.status()}
 
-    def _reconfigure(self, layers: str, method: str, fallback: str) -> dict[str, Any]:
+    def _reconfigure(self, order: dict[str, Any]) -> dict[str, Any]:
+        self._wake()
+        change, repeated = self._desk.reconfigure(msgspec.convert(order, Order))
+        return {**change.report(), "repeated": repeated}
+
+    def _attach(self, stage: int, node: str | None) -> dict[str, Any]:
+        self._wake()
+        return _begun(self._desk.attach(stage, node))
+
+    def _release(self, stage: int) -> dict[str, Any]:
+        self._wake()
+        return _begun(self._desk.release(stage))
+
+    def _wake(self) -> None:
         if not self._pipeline.sleep.wait_awake(_WAKE_TIMEOUT_S):
             raise ChangeRefused(
                 f"the pipeline sleeps and did not wake within {_WAKE_TIMEOUT_S:g} s; see the server's log"
             )
-        change = self._pipeline.coordinator.request(layers, Method(method), Fallback(fallback))
-        return change.report()
 
     def _report(self, change: str) -> dict[str, Any]:
         return self._pipeline.coordinator.find(change).report()
@@ -99,3 +126,7 @@ class ControlCalls:
             for traced in list(self._pipeline.dispatcher.trace)
             for span in traced.spans
         ]
+
+
+def _begun(change: Change | None) -> dict[str, Any]:
+    return {"change": change.report() if change else None}

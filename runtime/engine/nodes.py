@@ -110,6 +110,10 @@ class Nodes:
         """Return the nodes that are known and there."""
         return [name for name in list(self._nodes) if name not in self._lost]
 
+    def lost_names(self) -> frozenset[str]:
+        """Return the nodes that are lost now."""
+        return frozenset(self._lost)
+
     def get(self, name: str) -> Node:
         """Return a node.
 

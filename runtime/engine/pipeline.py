@@ -35,7 +35,7 @@ from runtime.engine.spares import SpareStages
 from runtime.engine.stage_process import PoolBinding, RouteOrder, run_stage
 from runtime.layout import LOCAL_NODE, Layout
 from runtime.migration.coordinator import ChangeEffects, Coordinator, Cost, Leases
-from runtime.migration.errors import ChangeRefused, NotMovableError
+from runtime.migration.errors import ChangeRefused, ChangeUnneeded, NotMovableError
 from runtime.migration.journal import Journal
 from runtime.migration.protocol import Carry, Failed
 from runtime.phase import Phase, open_phase_word
@@ -217,7 +217,7 @@ class Pipeline(ChangeEffects):
         """
         target = Layout.parse(text, self._total_layers)
         if target == self._assembly.layout:
-            raise ChangeRefused(f"the pipeline already has the layout {target}")
+            raise ChangeUnneeded(f"the pipeline already has the layout {target}")
         self.nodes.check(target)
         needed, free = self._extra_bytes(target), available_bytes()
         if needed > free:
@@ -514,6 +514,7 @@ class Pipeline(ChangeEffects):
         """Return what serves now, as plain data."""
         current, last = self.coordinator.current, self.coordinator.last
         return {
+            "boot": self.coordinator.boot,
             "epoch": self.epoch(),
             "phase": self._phase(),
             "layers": str(self._assembly.layout),

@@ -7,11 +7,12 @@ The routes only translate: every call goes to the pipeline in the engine's proce
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi import APIRouter, FastAPI, Header, Path, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.1
 _MOST_WAIT_S = 300.0
-_STATUS_OF = {"busy": 409, "invalid": 422, "unknown": 404}
+_STATUS_OF = {"busy": 409, "invalid": 422, "unknown": 404, "unchanged": 409, "superseded": 409, "last_stage": 409}
 
 router = APIRouter(prefix="/midstream/v1")
 
@@ -41,6 +42,26 @@ class ReconfigurationRequest(BaseModel):
     layers: str = Field(min_length=1, max_length=10_000, examples=["8,12,10"])
     method: Method = Field(Method.PRE_COPY, description="How KV gets to layers that change their node.")
     fallback: Fallback = Field(Fallback.ABORT, description="What to do when pre-copy does not converge.")
+    generation: int | None = Field(
+        None, ge=1, description="Of the object that wants it; lower than one accepted before is refused."
+    )
+
+
+class AttachRequest(BaseModel):
+    """Body of ``POST /midstream/v1/stages/{stage}/attach``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    node: str | None = Field(None, min_length=1, max_length=253, description="Where the stage shall be from now on.")
+    within_s: float = Field(60.0, gt=0, le=_MOST_WAIT_S, description="Seconds the answer may take.")
+
+
+class ReleaseRequest(BaseModel):
+    """Body of ``POST /midstream/v1/stages/{stage}/release``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    within_s: float = Field(25.0, gt=0, le=_MOST_WAIT_S, description="Seconds the answer may take.")
 
 
 class CapacityRequest(BaseModel):
@@ -84,9 +105,33 @@ async def status(request: Request) -> JSONResponse:
 
 
 @router.post("/reconfigurations")
-async def reconfigure(request: Request, body: ReconfigurationRequest) -> JSONResponse:
-    """Start a change; 202 with its report, 409 while another runs, 422 when it does not work."""
-    return await _call(request, "reconfigure", body.layers, str(body.method), str(body.fallback), success=202)
+async def reconfigure(
+    request: Request,
+    body: ReconfigurationRequest,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=1024)] = None,
+) -> JSONResponse:
+    """Start a change; 202 with its report, 409 while another runs, 422 when it does not work.
+
+    Asked again with the same `Idempotency-Key`: 200 with the report of the same change, or the same refusal.
+    """
+    response = await _call(
+        request, "reconfigure", {**body.model_dump(mode="json"), "key": idempotency_key}, success=202
+    )
+    if response.status_code == 202 and _content(response)["repeated"]:
+        response.status_code = 200
+    return response
+
+
+@router.post("/stages/{stage}/attach")
+async def attach(request: Request, stage: Annotated[int, Path(ge=0)], body: AttachRequest) -> JSONResponse:
+    """The function of a stage is there: what its release moved away comes back, to `node` if told."""
+    return await _move(request, "attach", stage, body.node, within_s=body.within_s, done="attached", else_="unchanged")
+
+
+@router.post("/stages/{stage}/release")
+async def release(request: Request, stage: Annotated[int, Path(ge=0)], body: ReleaseRequest) -> JSONResponse:
+    """The function of a stage leaves: its layers go to the stages beside it. 409 for the last stage there is."""
+    return await _move(request, "release", stage, within_s=body.within_s, done="released", else_="idle")
 
 
 @router.get("/reconfigurations/{change}")
@@ -97,7 +142,7 @@ async def report(
     deadline = time.monotonic() + wait
     while True:
         response = await _call(request, "report", change)
-        ended = response.status_code != 200 or b'"ended_at":null' not in bytes(response.body)
+        ended = response.status_code != 200 or _content(response).get("ended_at") is not None
         if ended or time.monotonic() >= deadline:
             return response
         await asyncio.sleep(_POLL_S)
@@ -139,6 +184,35 @@ async def trace(request: Request) -> JSONResponse:
     return await _call(request, "trace", wrap="traceEvents")
 
 
+async def _move(
+    request: Request, method: str, stage: int, *arguments: object, within_s: float, done: str, else_: str
+) -> JSONResponse:
+    """Let a stage come or go, once no other change is under way, and answer when that has ended."""
+    begun_at = time.monotonic()
+    deadline = begun_at + within_s
+    while True:
+        response = await _call(request, method, stage, *arguments)
+        answer = _content(response)
+        if answer.get("error", {}).get("type") != "busy" or time.monotonic() >= deadline:
+            break
+        await asyncio.sleep(_POLL_S)
+    if response.status_code != 200:
+        return response
+    change, state = answer["change"], else_
+    if change is not None:
+        ended = await report(request, change["id"], max(0.0, deadline - time.monotonic()))
+        change = _content(ended)
+        if change.get("ended_at") is None:
+            return _error(
+                504, f"{change['id']} did not end within {within_s:g} s; it goes on", "late", change=change["id"]
+            )
+        if change["state"] != "committed":
+            return _error(409, f"{change['id']} was aborted: {change['reason']}", "aborted", change=change["id"])
+        state = done
+    facts = {"stage": stage, "change": change, "state": state, "ms": round(1e3 * (time.monotonic() - begun_at), 1)}
+    return JSONResponse(facts)
+
+
 async def _call(
     request: Request, method: str, *arguments: object, success: int = 200, wrap: str | None = None
 ) -> JSONResponse:
@@ -151,6 +225,11 @@ async def _call(
         kind = answer["refused"]
         return _error(_STATUS_OF[kind], answer["message"], kind, change=answer.get("change"))
     return JSONResponse({wrap: answer} if wrap else answer, success)
+
+
+def _content(response: JSONResponse) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(bytes(response.body))
+    return content
 
 
 def _error(code: int, message: str, kind: str, **details: Any) -> JSONResponse:

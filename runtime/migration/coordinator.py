@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import secrets
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -123,10 +124,12 @@ class ChangeEffects(Protocol):
 
 @dataclass(slots=True)
 class Change:
-    """One change and its report."""
+    """One change and its report. `id` is unique together with `boot`; `request` is the key it was asked for with."""
 
     id: str
     machine: ChangeMachine
+    boot: str
+    request: str | None = None
     cost: Cost = field(default_factory=Cost)
     started_at: float = field(default_factory=time.time)
     ended_at: float | None = None
@@ -142,6 +145,8 @@ class Change:
         state = str(step) if step in ENDED else "running"
         return {
             "id": self.id,
+            "boot": self.boot,
+            "request": self.request,
             "state": state,
             "step": str(step),
             "from": str(self.machine.source),
@@ -171,6 +176,7 @@ class Coordinator:
         self._effects = effects
         self._journal = journal
         self._leases = leases or Leases()
+        self.boot = secrets.token_hex(4)  # change ids begin again with every start
         self._lock = threading.Lock()
         self._let_go = threading.Condition(self._lock)
         self._changes: dict[str, Change] = {}
@@ -191,8 +197,16 @@ class Coordinator:
         with self._lock:
             return next(reversed(self._changes.values()), None)
 
-    def request(self, text: str, method: Method = Method.PRE_COPY, fallback: Fallback = Fallback.ABORT) -> Change:
+    def request(
+        self,
+        text: str,
+        method: Method = Method.PRE_COPY,
+        fallback: Fallback = Fallback.ABORT,
+        request: str | None = None,
+    ) -> Change:
         """Accept a change to the layout `text` and start it; see `ChangeMachine` for how KV is moved.
+
+        `request` is what the change was asked for with, for its report.
 
         Raises:
             ChangeBusy: another one is under way.
@@ -208,7 +222,7 @@ class Coordinator:
             target = self._effects.plan(text)
             self._count += 1
             machine = ChangeMachine(f"change-{self._count}", self._effects.layout(), target, method, fallback)
-            change = Change(machine.change, machine, started_at=started_at)
+            change = Change(machine.change, machine, self.boot, request, started_at=started_at)
             change.steps_ms[Step.PLAN] = round(1e3 * (time.perf_counter() - clock), 1)
             self._changes[change.id] = self._current = change
             while len(self._changes) > _KEPT_CHANGES:

@@ -4,6 +4,9 @@
 
     ChangeError
     +-- ChangeRefused      the plan was checked and does not work; nothing was touched
+    |   +-- ChangeUnneeded     the pipeline has that layout already
+    |   +-- ChangeSuperseded   it was asked for by an older generation than one accepted before
+    |   +-- LastStage          a stage cannot leave: no other stage is there to take its layers
     +-- ChangeBusy         another change is under way; carries its id
     +-- ChangeUnknown      no change of that id
     +-- NotMovableError    a request holds state that cannot be carried over (I7); the change is aborted
@@ -16,6 +19,18 @@ class ChangeError(RuntimeError):
 
 class ChangeRefused(ChangeError):
     """The plan does not work; nothing was touched."""
+
+
+class ChangeUnneeded(ChangeRefused):
+    """The pipeline has the wanted layout already."""
+
+
+class ChangeSuperseded(ChangeRefused):
+    """An older generation asks than one that was accepted before."""
+
+
+class LastStage(ChangeRefused):
+    """No other stage is there to take the layers of the one that wants to leave."""
 
 
 class ChangeBusy(ChangeError):

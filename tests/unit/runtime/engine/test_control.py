@@ -1,5 +1,6 @@
 """Control calls over a stand-in for the pipeline: refusals are values, because exceptions do not survive the way."""
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,13 +9,13 @@ import pytest
 
 from runtime.engine.control import ControlCalls
 from runtime.engine.dispatcher import TracedBatch
-from runtime.layout import LayoutError
-from runtime.migration.errors import ChangeBusy, ChangeRefused, ChangeUnknown
+from runtime.layout import Layout, LayoutError
+from runtime.migration.errors import ChangeBusy, ChangeRefused, ChangeSuperseded, ChangeUnknown, ChangeUnneeded
 from runtime.migration.journal import Journal
 from runtime.migration.protocol import Fallback, Method
 from runtime.transport.frames import StageSpan
 
-ASKED = ["x", "pre_copy", "abort"]
+ASKED = [{"layers": "1,3", "method": "pre_copy", "fallback": "abort", "key": "a#1", "generation": None}]
 
 
 class FakeCoordinator:
@@ -23,14 +24,20 @@ class FakeCoordinator:
     def __init__(self) -> None:
         self.error: Exception | None = None
 
-    def _answer(self, argument: str) -> Any:
+    def _answer(self, *arguments: Any) -> Any:
         if self.error is not None:
             raise self.error
-        return SimpleNamespace(report=lambda: {"id": "change-1", "asked": argument})
+        return SimpleNamespace(
+            id="change-1",
+            report=lambda: {"id": "change-1", "asked": arguments},
+            machine=SimpleNamespace(target=Layout.parse("1,3", 4)),
+            ended=threading.Event(),
+        )
 
-    def request(self, layers: str, method: Method, fallback: Fallback) -> Any:
-        usual = method is Method.PRE_COPY and fallback is Fallback.ABORT
-        return self._answer(layers if usual else f"{layers} by {method}, else {fallback}")
+    def request(
+        self, layers: str, method: Method = Method.PRE_COPY, fallback: Fallback = Fallback.ABORT, key: Any = None
+    ):
+        return self._answer(layers, method, fallback, key)
 
     find = cancel = _answer
 
@@ -39,6 +46,8 @@ class FakeCoordinator:
 def pipeline() -> SimpleNamespace:
     return SimpleNamespace(
         coordinator=FakeCoordinator(),
+        layout=lambda: Layout.parse("2,2", 4),
+        nodes=SimpleNamespace(lost_names=frozenset),
         journal=Journal(),
         status=lambda: {"epoch": 3},
         sleep=SimpleNamespace(wait_awake=lambda _: True),
@@ -61,9 +70,24 @@ def test_the_status_says_what_serves_and_which_model_and_engine(calls: ControlCa
     assert calls.call("midstream.status", []) == [{"model": "m", "vllm_version": "0.32.0", "epoch": 3}]
 
 
-@pytest.mark.parametrize(("method", "arguments"), [("reconfigure", ASKED), ("report", ["x"]), ("cancel", ["x"])])
-def test_changes_are_answered_with_their_report(calls: ControlCalls, method: str, arguments: list[str]):
-    assert calls.call(f"midstream.{method}", arguments) == [{"id": "change-1", "asked": "x"}]
+@pytest.mark.parametrize("method", ["report", "cancel"])
+def test_changes_are_answered_with_their_report(calls: ControlCalls, method: str):
+    assert calls.call(f"midstream.{method}", ["x"]) == [{"id": "change-1", "asked": ("x",)}]
+
+
+def test_a_change_is_asked_for_once_a_key(calls: ControlCalls):
+    asked = ("1,3", Method.PRE_COPY, Fallback.ABORT, "a#1")
+    assert calls.call("midstream.reconfigure", ASKED) == [{"id": "change-1", "asked": asked, "repeated": False}]
+    assert calls.call("midstream.reconfigure", ASKED) == [{"id": "change-1", "asked": asked, "repeated": True}]
+
+
+def test_a_stage_that_leaves_is_a_change_and_one_without_layers_is_none(calls: ControlCalls):
+    (answer,) = calls.call("midstream.release", [7])
+    assert answer == {"change": None}
+    (answer,) = calls.call("midstream.release", [1])
+    assert answer["change"]["asked"][0] == "4"
+    (answer,) = calls.call("midstream.attach", [0, None])
+    assert answer["refused"] == "busy"
 
 
 def test_a_change_of_a_pipeline_that_does_not_wake_is_refused(calls: ControlCalls, pipeline: SimpleNamespace):
@@ -78,6 +102,8 @@ def test_a_change_of_a_pipeline_that_does_not_wake_is_refused(calls: ControlCall
     [
         (ChangeBusy("change-4"), {"refused": "busy", "change": "change-4"}),
         (ChangeRefused("no room"), {"refused": "invalid", "message": "no room"}),
+        (ChangeUnneeded("has it"), {"refused": "unchanged", "message": "has it"}),
+        (ChangeSuperseded("older"), {"refused": "superseded", "message": "older"}),
         (LayoutError("add up to 29"), {"refused": "invalid", "message": "add up to 29"}),
         (ChangeUnknown("no change 'x'"), {"refused": "unknown", "message": "no change 'x'"}),
     ],

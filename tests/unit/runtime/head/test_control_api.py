@@ -13,7 +13,7 @@ from runtime.head.control_api import ControlPlugin
 from runtime.head.hold import HoldLimits
 from runtime.phase import PHASE_VARIABLE, Phase, make_phase_word, open_phase_word
 
-RUNNING = {"id": "change-1", "state": "running", "ended_at": None}
+RUNNING = {"id": "change-1", "state": "running", "ended_at": None, "repeated": False}
 COMMITTED = {"id": "change-1", "state": "committed", "ended_at": 1.5}
 
 
@@ -82,7 +82,50 @@ async def test_an_accepted_change_is_answered_with_its_first_report(http, engine
     engine.answers = [RUNNING]
     response = await http.post("/reconfigurations", json={"layers": "8,12,10"})
     assert (response.status_code, response.json()) == (202, RUNNING)
-    assert engine.calls == [("midstream.reconfigure", ("8,12,10", "pre_copy", "abort"))]
+    order = {"layers": "8,12,10", "method": "pre_copy", "fallback": "abort", "generation": None, "key": None}
+    assert engine.calls == [("midstream.reconfigure", (order,))]
+
+
+async def test_a_request_that_was_known_is_answered_with_200(http, engine: FakeEngine):
+    engine.answers = [COMMITTED | {"repeated": True}]
+    headers = {"Idempotency-Key": "/me#1"}
+    response = await http.post("/reconfigurations", json={"layers": "8,12,10", "generation": 3}, headers=headers)
+    assert response.status_code == 200
+    (order,) = engine.calls[0][1]
+    assert (order["key"], order["generation"]) == ("/me#1", 3)
+
+
+BUSY = {"refused": "busy", "message": "change-4 is under way", "change": "change-4"}
+
+
+async def test_a_stage_that_leaves_waits_for_its_turn_and_answers_when_it_has_left(http, engine: FakeEngine):
+    engine.answers = [BUSY, {"change": RUNNING}, RUNNING, COMMITTED]
+    response = await http.post("/stages/1/release", json={"within_s": 20})
+    answer = response.json()
+    assert (response.status_code, answer["state"], answer["change"], answer["stage"]) == (200, "released", COMMITTED, 1)
+    assert [call[0] for call in engine.calls] == ["midstream.release"] * 2 + ["midstream.report"] * 2
+
+
+async def test_a_stage_that_comes_to_a_node_says_so(http, engine: FakeEngine):
+    engine.answers = [{"change": None}]
+    response = await http.post("/stages/0/attach", json={"node": "edge-1"})
+    assert (response.status_code, response.json()["state"]) == (200, "unchanged")
+    assert engine.calls == [("midstream.attach", (0, "edge-1"))]
+
+
+@pytest.mark.parametrize(
+    ("answers", "status", "kind"),
+    [
+        ([BUSY], 409, "busy"),
+        ([{"refused": "last_stage", "message": "stage 1 is the last one"}], 409, "last_stage"),
+        ([{"change": RUNNING}, RUNNING], 504, "late"),
+        ([{"change": RUNNING}, COMMITTED | {"state": "aborted", "reason": "no memory"}], 409, "aborted"),
+    ],
+)
+async def test_a_stage_that_cannot_leave_is_told_why(http, engine: FakeEngine, answers, status: int, kind: str):
+    engine.answers = answers
+    response = await http.post("/stages/1/release", json={"within_s": 0.01})
+    assert (response.status_code, response.json()["error"]["type"]) == (status, kind)
 
 
 @pytest.mark.parametrize(
@@ -125,8 +168,14 @@ async def test_nobody_may_wait_for_ever(http, engine: FakeEngine, wait: str):
     assert (await http.get("/reconfigurations/change-1", params={"wait": wait})).status_code == 422
 
 
+def _body(path: str) -> dict[str, str]:
+    return {"layers": "1"} if path == "/reconfigurations" else {}
+
+
 ROUTES = [
     ("GET", "/status"),
+    ("POST", "/stages/0/attach"),
+    ("POST", "/stages/0/release"),
     ("POST", "/reconfigurations"),
     ("GET", "/reconfigurations/change-1"),
     ("DELETE", "/reconfigurations/change-1"),
@@ -138,7 +187,7 @@ ROUTES = [
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 async def test_every_route_refuses_web_pages(http, engine: FakeEngine, method: str, path: str):
-    response = await http.request(method, path, json={"layers": "1"}, headers={"Origin": "https://evil.example"})
+    response = await http.request(method, path, json=_body(path), headers={"Origin": "https://evil.example"})
     assert response.status_code == 403
     assert response.json()["error"]["type"] == "access_denied"
     assert engine.calls == []
@@ -146,7 +195,7 @@ async def test_every_route_refuses_web_pages(http, engine: FakeEngine, method: s
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 async def test_every_route_refuses_a_rebound_name(http, engine: FakeEngine, method: str, path: str):
-    response = await http.request(method, path, json={"layers": "1"}, headers={"Host": "evil.example:8000"})
+    response = await http.request(method, path, json=_body(path), headers={"Host": "evil.example:8000"})
     assert (response.status_code, engine.calls) == (403, [])
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from runtime.layout import Layout
 from runtime.migration.coordinator import ChangeEffects, Cost
-from runtime.migration.errors import ChangeRefused
+from runtime.migration.errors import ChangeUnneeded
 from runtime.migration.protocol import Carry
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class FakeEffects(ChangeEffects):
         self.calls.append("plan")
         target = Layout.parse(text, LAYERS)
         if target == self.serving:
-            raise ChangeRefused(f"the pipeline already has the layout {target}")
+            raise ChangeUnneeded(f"the pipeline already has the layout {target}")
         return target
 
     def prepare(self, target: Layout, cost: Cost) -> int:

@@ -1,0 +1,186 @@
+"""Where changes are asked for: repeated requests, late requests, and stages that come and go.
+
+The coordinator runs one change at a time and knows nothing of who wants it. Requests come from people, from objects
+that are applied, and from events that are delivered at least once and in any order, so the desk keeps
+
+* **keys**: a request that comes again with its key gets the same change (or the same refusal) again;
+* **generations**: what an older generation of an object wants is refused once a newer one was accepted;
+* **stages that are away**: the function of a stage can leave (its layers go to the stages beside it) and come back,
+  perhaps on another node. Stages are numbered as in the layout that was asked for last, so a stage keeps its number
+  while others are away.
+
+A request that was accepted takes effect here only when its change is committed. All of it is in memory: after a start
+of the server, keys and generations begin anew.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from runtime.layout import LayoutError
+from runtime.migration.errors import ChangeBusy, ChangeRefused, ChangeSuperseded, ChangeUnneeded, LastStage
+from runtime.migration.protocol import Fallback, Method, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runtime.layout import Layout
+    from runtime.migration.coordinator import Change, Coordinator
+
+_KEPT_KEYS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A request for a layout. `key` names the request, `generation` counts the states of the object behind it."""
+
+    layers: str
+    method: Method = Method.PRE_COPY
+    fallback: Fallback = Fallback.ABORT
+    key: str | None = None
+    generation: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Roster:
+    """The layout that was asked for, and which of its stages are away."""
+
+    wanted: Layout
+    away: frozenset[int] = frozenset()
+
+    def effective(self) -> Layout:
+        return self.wanted.without_stages(self.away)
+
+
+class Desk:
+    """Takes requests for a coordinator's changes. Thread-safe.
+
+    Args:
+        coordinator: runs the changes.
+        serving: tells the layout that serves now.
+        usable: makes a layout do without nodes that are lost.
+
+    """
+
+    def __init__(
+        self, coordinator: Coordinator, serving: Callable[[], Layout], usable: Callable[[Layout], Layout]
+    ) -> None:
+        self._coordinator = coordinator
+        self._serving = serving
+        self._usable = usable
+        self._lock = threading.RLock()
+        self._answers: OrderedDict[str, Change | ChangeRefused] = OrderedDict()
+        self._generation = 0
+        self._settled = _Roster(serving())
+        self._pending: tuple[Change, _Roster] | None = None
+
+    def reconfigure(self, order: Order) -> tuple[Change, bool]:
+        """Start the change that `order` wants; returns it, and whether the order was known already.
+
+        Raises:
+            ChangeBusy: another change is under way; the order is not remembered, ask again.
+            ChangeSuperseded, ChangeUnneeded, ChangeRefused: see there; nothing was touched.
+
+        """
+        with self._lock:
+            known = self._answers.get(order.key) if order.key else None
+            if isinstance(known, ChangeRefused):
+                raise type(known)(str(known))
+            if known is not None:
+                return known, True
+            try:
+                change = self._start(order)
+            except LayoutError as error:
+                self._remember(order, refusal := ChangeRefused(str(error)))
+                raise refusal from error
+            except ChangeRefused as refusal:
+                self._remember(order, refusal)
+                raise
+            self._remember(order, change)
+            return change, False
+
+    def attach(self, stage: int, node: str | None = None) -> Change | None:
+        """The function of a stage is there: give it its layers, on `node` if told. None when it has them already.
+
+        Raises:
+            ChangeBusy: a change is under way; ask again.
+            ChangeRefused, LayoutError: there is no such stage, or it cannot be placed there.
+
+        """
+        with self._lock:
+            roster = self._roster()
+            if stage >= len(roster.wanted):
+                raise ChangeRefused(
+                    f"there is no stage {stage}: the layout {roster.wanted} has stages 0 to {len(roster.wanted) - 1}"
+                )
+            wanted = roster.wanted if node is None else roster.wanted.moved_to(stage, node)
+            return self._adopt(_Roster(wanted, roster.away - {stage}))
+
+    def release(self, stage: int) -> Change | None:
+        """The function of a stage leaves: give its layers to the stages beside it. None when it has none.
+
+        Raises:
+            ChangeBusy: a change is under way; ask again.
+            LastStage: it is the only one.
+            ChangeRefused: the others cannot take its layers.
+
+        """
+        with self._lock:
+            roster = self._roster()
+            if stage >= len(roster.wanted) or stage in roster.away:
+                return None
+            away = roster.away | {stage}
+            if len(away) == len(roster.wanted):
+                raise LastStage(f"stage {stage} is the last one: nobody is there to take its layers")
+            return self._adopt(_Roster(roster.wanted, away))
+
+    def _start(self, order: Order) -> Change:
+        if order.generation is not None and order.generation < self._generation:
+            raise ChangeSuperseded(
+                f"generation {order.generation} is older than generation {self._generation}, which was accepted before"
+            )
+        self._settle()
+        try:
+            change = self._coordinator.request(order.layers, order.method, order.fallback, order.key)
+        except ChangeUnneeded:
+            self._accept(order)
+            self._settled = _Roster(self._serving())
+            raise
+        self._accept(order)
+        self._pending = change, _Roster(change.machine.target)
+        return change
+
+    def _accept(self, order: Order) -> None:
+        self._generation = max(self._generation, order.generation or 0)
+
+    def _remember(self, order: Order, answer: Change | ChangeRefused) -> None:
+        if order.key:
+            self._answers[order.key] = answer
+            while len(self._answers) > _KEPT_KEYS:
+                self._answers.popitem(last=False)
+
+    def _adopt(self, roster: _Roster) -> Change | None:
+        target = self._usable(roster.effective())
+        if target == self._serving():
+            self._settled = roster
+            return None
+        change = self._coordinator.request(str(target))
+        self._pending = change, roster
+        return change
+
+    def _roster(self) -> _Roster:
+        self._settle()
+        if self._pending is not None:
+            raise ChangeBusy(self._pending[0].id)
+        return self._settled
+
+    def _settle(self) -> None:
+        """Let what was asked for last be in force if its change has been committed."""
+        if self._pending is not None and self._pending[0].ended.is_set():
+            change, roster = self._pending
+            self._pending = None
+            if change.machine.step is Step.COMMITTED:
+                self._settled = roster
