@@ -227,7 +227,7 @@ class Coordinator:
             self._changes[change.id] = self._current = change
             while len(self._changes) > _KEPT_CHANGES:
                 del self._changes[next(iter(self._changes))]
-        self._journal.tell(change.id, "planned", source=str(machine.source), target=str(target))
+        self._journal.tell(change.id, "planned", source=str(machine.source), target=str(target), **change.report())
         threading.Thread(target=self._run, args=(change,), name=change.id, daemon=True).start()
         return change
 
@@ -332,14 +332,7 @@ class Coordinator:
 
     def _finish(self, change: Change) -> None:
         change.ended_at = time.time()
-        report = change.report()
-        self._journal.tell(
-            change.id,
-            "ended",
-            **{
-                key: report[key] for key in ("state", "reason", "total_ms", "bytes_moved", "rounds", "requests_carried")
-            },
-        )
+        self._journal.tell(change.id, "ended", **change.report())
         with self._lock:
             self._current = None
         change.ended.set()

@@ -11,7 +11,9 @@ is found by the next one: a stage records a block's watermark after it has writt
 watermarks before it reads the tokens, so what is marked as sent was complete.
 
 Where a token lies in its block is the kernels' business; a stage tells the pool (`TokenMap`). Both sides must lay
-tokens out alike, or nothing is copied. Without a map, blocks travel whole.
+tokens out alike, or nothing is copied. Picking single tokens out of a block costs several times the processor time of
+copying its bytes as they are, so a block of which most is stale travels whole; what lies behind its watermark then
+means nothing yet. Without a map all blocks do.
 
 Blocks that no request uses at the moment but that hold cached prefixes have watermarks too, so the prefix cache moves
 along. The target's tables are written after its bytes, so at no time does the target claim more than it holds.
@@ -26,17 +28,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime.migration.stop_rule import CopyRound
-from runtime.warm.kv_pool import KVPoolError, TokenMap
+from runtime.warm.kv_pool import KVPoolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
 
-    from runtime.warm.kv_pool import KVPool
+    from runtime.warm.kv_pool import KVPool, TokenMap
 
-DELTA_BYTES = 1 << 17
-"""About how many bytes of tokens one delta carries: enough to be efficient, little enough to be interrupted."""
+DELTA_BYTES = 1 << 18
+"""About how many bytes one delta carries: enough to be efficient, little enough to be interrupted."""
+
+WHOLE = -1
+"""The first token of an entry whose block travels whole."""
 
 _COLUMNS = 5
 
@@ -46,13 +51,14 @@ class KVDelta:
     """Tokens of some blocks, on their way.
 
     Args:
-        entries: int32 ``[n, 5]``: layer, block, generation, first token, stop token (the block's watermark).
-        payload: the tokens' elements, ``[tokens of all entries, elements of a token]``.
+        entries: int32 ``[n, 5]``: layer, block, generation, first token (or `WHOLE`), stop token (the block's
+            watermark).
+        payload: bytes: the whole blocks, in order, then the tokens of the other entries, one after the other.
 
     """
 
     entries: npt.NDArray[np.int32]
-    payload: npt.NDArray[np.generic]
+    payload: npt.NDArray[np.uint8]
 
 
 class KVSource:
@@ -62,8 +68,7 @@ class KVSource:
         self._pool = pool
         self._layers = np.asarray(layers, np.intp)
         self._map = pool.token_map
-        self._layout = self._map or TokenMap.whole_blocks(pool.shape)
-        self._elements = pool.elements(self._layout.element_bytes)
+        self._blocks = pool.raw_blocks()
         table = (len(layers), pool.shape.blocks)
         self._generation, self._watermark = np.zeros(table, np.int32), np.zeros(table, np.int32)
 
@@ -79,15 +84,12 @@ class KVSource:
 
     def stale_bytes(self) -> int:
         """Bytes that a round would send now."""
-        entries = self._stale()
-        return int((entries[:, 4] - entries[:, 3]).sum()) * self._token_bytes
+        return int(self._sizes(self._stale()).sum())
 
     def deltas(self) -> Iterator[KVDelta]:
         """Yield what is stale now; what was yielded counts as sent."""
         entries = self._stale()
-        per_delta = max(1, DELTA_BYTES // self._token_bytes)
-        sizes = entries[:, 4] - entries[:, 3]
-        part = (np.cumsum(sizes) - 1) // per_delta
+        part = (np.cumsum(self._sizes(entries)) - 1) // DELTA_BYTES
         for chosen in np.split(entries, np.flatnonzero(np.diff(part)) + 1):
             if len(chosen):
                 yield self._delta(chosen)
@@ -96,12 +98,12 @@ class KVSource:
         """Return the tables of the moving layers: int32 ``[2, layers, blocks]``, watermarks and generations."""
         return np.stack([self._pool.watermark[self._layers], self._pool.generation[self._layers]])
 
-    @property
-    def _token_bytes(self) -> int:
-        return int(self._layout.offsets.shape[1]) * self._layout.element_bytes
+    def _sizes(self, entries: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """Return how many bytes each entry takes."""
+        return _sizes(entries, self._pool.shape.block_bytes, self._map)
 
     def _stale(self) -> npt.NDArray[np.int32]:
-        """Return the stale blocks as entries of a delta."""
+        """Return the stale blocks as entries of a delta, with the row of each layer in place of its number."""
         generation = self._pool.generation[self._layers]
         watermark = self._pool.watermark[self._layers]
         grown = (generation == self._generation) & (watermark > self._watermark)
@@ -110,20 +112,23 @@ class KVSource:
         first = np.where(grown[rows, blocks], self._watermark[rows, blocks], 0)
         stop = watermark[rows, blocks]
         if self._map is None:
-            first, size = np.zeros_like(first), self._pool.shape.block_tokens
-            stop = np.full_like(stop, size)
+            first = np.full_like(first, WHOLE)
+        else:
+            first = np.where(2 * (stop - first) > self._pool.shape.block_tokens, WHOLE, first)
         return np.stack([rows.astype(np.int32), blocks.astype(np.int32), generation[rows, blocks], first, stop], axis=1)
 
     def _delta(self, entries: npt.NDArray[np.int32]) -> KVDelta:
-        rows, blocks, generation = entries[:, 0], entries[:, 1], entries[:, 2]
+        rows, blocks, generation, _, watermark = entries.T
         named = entries.copy()
         named[:, 0] = self._layers[rows]
-        watermark = entries[:, 4]
-        if self._map is None:
-            # A whole block travels; it is valid as far as it was before its bytes are read.
-            watermark = self._pool.watermark[named[:, 0], blocks]
-            named[:, 4] = watermark
-        payload = self._elements[token_index(named[:, 0], blocks, entries[:, 3], entries[:, 4], self._layout)]
+        payload = np.empty(int(self._sizes(entries).sum()), np.uint8)
+        whole, single, whole_bytes = _parts(named, self._pool.shape.block_bytes)
+        size = self._pool.shape.block_bytes
+        for at, (layer, block) in enumerate(whole):
+            payload[at * size : (at + 1) * size] = self._blocks[layer, block]
+        if len(single) and self._map is not None:
+            elements = self._pool.elements(self._map.element_bytes)
+            payload[whole_bytes:] = elements[token_index(single, self._map)].reshape(-1).view(np.uint8)
         self._generation[rows, blocks], self._watermark[rows, blocks] = generation, watermark
         return KVDelta(named, payload)
 
@@ -147,11 +152,10 @@ class KVTarget:
         self._pool = pool
         self._layers = np.asarray(layers, np.intp)
         self._allowed = frozenset(layers)
-        self._exact = bool(layout_digest)
-        self._layout = (known if self._exact else None) or TokenMap.whole_blocks(pool.shape)
-        if self._exact and known is None:
+        if layout_digest and known is None:
             raise KVPoolError("this node does not know yet how tokens lie in a KV block: no stage has bound its pool")
-        self._elements = pool.elements(self._layout.element_bytes)
+        self._map = known if layout_digest else None
+        self._blocks = pool.raw_blocks()
         # Whatever an earlier owner left in this place is not ours.
         pool.watermark[self._layers] = 0
 
@@ -176,19 +180,23 @@ class KVTarget:
             raise KVPoolError(f"a KV delta is for layers {np.unique(layers).tolist()}, expected are {self.layers}")
         if blocks.min() < 0 or blocks.max() >= shape.blocks:
             raise KVPoolError(f"a KV delta is for block {int(blocks.max())}, but the pool has {shape.blocks}")
-        if first.min() < 0 or (stop <= first).any() or stop.max() > shape.block_tokens:
+        whole, single, whole_bytes = _parts(entries, shape.block_bytes)
+        if first.min() < WHOLE or (stop <= np.maximum(first, 0)).any() or stop.max() > shape.block_tokens:
             raise KVPoolError(f"a KV delta is for tokens that a block of {shape.block_tokens} does not have")
         held = self._pool.watermark[layers, blocks]
         if ((first > 0) & ((held < first) | (self._pool.generation[layers, blocks] != generation))).any():
             raise KVPoolError("a KV delta continues a block of which the tokens before never came")
-        last = stop if self._exact else np.full_like(stop, shape.block_tokens)
-        tokens = int((last - first).sum())
-        kind = self._elements.dtype
-        expected = tokens * int(self._layout.offsets.shape[1]) * kind.itemsize
+        if len(single) and self._map is None:
+            raise KVPoolError("a KV delta has single tokens, but its sender did not tell how they lie in a block")
+        expected = int(_sizes(entries, shape.block_bytes, self._map).sum())
         if delta.payload.nbytes != expected:
-            raise KVPoolError(f"a KV delta of {tokens} tokens has {delta.payload.nbytes} bytes, not {expected}")
-        payload = delta.payload.view(kind).reshape(tokens, -1)
-        self._elements[token_index(layers, blocks, first, last, self._layout)] = payload
+            raise KVPoolError(f"a KV delta of {len(entries)} blocks has {delta.payload.nbytes} bytes, not {expected}")
+        for at, (layer, block) in enumerate(whole):
+            self._blocks[layer, block] = delta.payload[at * shape.block_bytes : (at + 1) * shape.block_bytes]
+        if len(single) and self._map is not None:
+            index = token_index(single, self._map)
+            elements = self._pool.elements(self._map.element_bytes)
+            elements[index] = delta.payload[whole_bytes:].view(elements.dtype).reshape(index[1].shape)
         self._pool.generation[layers, blocks] = generation
         self._pool.watermark[layers, blocks] = stop
         return expected
@@ -252,14 +260,24 @@ class PreCopy:
         """Nothing is left to do between two pools of one process."""
 
 
-def token_index(
-    layers: npt.NDArray[np.int32],
-    blocks: npt.NDArray[np.int32],
-    first: npt.NDArray[np.int32],
-    stop: npt.NDArray[np.int32],
-    layout: TokenMap,
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Return the index into `KVPool.elements` of tokens ``[first[i], stop[i])`` of ``blocks[i]``, token by token."""
+def _parts(
+    entries: npt.NDArray[np.int32], block_bytes: int
+) -> tuple[list[tuple[int, int]], npt.NDArray[np.int32], int]:
+    """Return (layer, block) of the whole blocks, the other entries, and how many bytes the whole blocks take."""
+    is_whole = entries[:, 3] == WHOLE
+    whole = [(int(layer), int(block)) for layer, block in entries[is_whole, :2]]
+    return whole, entries[~is_whole], len(whole) * block_bytes
+
+
+def _sizes(entries: npt.NDArray[np.int32], block_bytes: int, layout: TokenMap | None) -> npt.NDArray[np.int64]:
+    """Return how many bytes of payload each entry has."""
+    first, stop = entries[:, 3].astype(np.int64), entries[:, 4]
+    return np.where(first == WHOLE, block_bytes, (stop - first) * (layout.token_bytes if layout else 0))
+
+
+def token_index(entries: npt.NDArray[np.int32], layout: TokenMap) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return the index into `KVPool.elements` of the tokens of `entries`, none of them whole, token by token."""
+    layers, blocks, _, first, stop = entries.T
     counts = (stop - first).astype(np.intp)
     entry = np.repeat(np.arange(len(counts)), counts)
     token = np.arange(len(entry)) - np.repeat(np.cumsum(counts) - counts, counts) + first[entry]

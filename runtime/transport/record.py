@@ -2,25 +2,26 @@
 
 A record is, in big-endian numbers: magic (3 bytes), version (1), length of the destination (2), number of parts (4),
 bytes of all parts (8), sequence number within the connection (8); then the destination (ASCII), the length of each
-part (8 bytes each), the parts, and a BLAKE2b-128 digest of everything before it. A heartbeat is a record with neither
-destination nor parts. Lengths are checked against `Limits` before memory is taken for what they announce.
+part (8 bytes each), the parts, and a digest of everything before it (BLAKE3, 16 bytes). A heartbeat is a record with
+neither destination nor parts. Lengths are checked against `Limits` before memory is taken for what they announce.
 
 Nothing here touches a socket: a reader says where the next bytes belong and is told how many came.
 """
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from blake3 import blake3
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
     from runtime.transport.frames import Buffer
 
-MAGIC, VERSION = b"MSL", 1
+MAGIC, VERSION = b"MSL", 2
 _HEADER = struct.Struct(">3sBHIQQ")
 _DIGEST_BYTES = 16
 _WRITE_BYTES = 1 << 16
@@ -109,7 +110,7 @@ class RecordReader:
             header = bytearray(_HEADER.size)
             yield memoryview(header)
             destination_bytes, parts, message_bytes = self._check_header(header)
-            digest = hashlib.blake2b(header, digest_size=_DIGEST_BYTES)
+            digest = blake3(header)
             front = bytearray(destination_bytes + 8 * parts)
             if front:
                 yield memoryview(front)
@@ -126,7 +127,7 @@ class RecordReader:
                     digest.update(part)
             end = bytearray(_DIGEST_BYTES)
             yield memoryview(end)
-            if end != digest.digest():
+            if end != digest.digest(_DIGEST_BYTES):
                 raise RecordError(f"the digest of record {self._sequence} is wrong: it was changed on its way")
             self._message = Message(_destination(front[:destination_bytes]), received)
             self._sequence += 1
@@ -186,7 +187,7 @@ class OutgoingRecord:
         """Yield the record as number `sequence` of its connection; the digest is made while the pieces are taken."""
         header = (MAGIC, VERSION, len(self._destination), len(self._parts), self._message_bytes, sequence)
         lengths = struct.pack(f">{len(self._parts)}Q", *map(len, self._parts))
-        digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        digest = blake3()
         joined = bytearray(_HEADER.pack(*header) + self._destination + lengths)
         for part in self._parts:
             if len(joined) + len(part) <= _JOIN_BELOW:
@@ -200,4 +201,4 @@ class OutgoingRecord:
                 digest.update(piece)
                 yield piece
         digest.update(joined)
-        yield bytes(joined) + digest.digest()
+        yield bytes(joined) + digest.digest(_DIGEST_BYTES)

@@ -59,11 +59,10 @@ class TokenMap:
     element_bytes: int
     offsets: npt.NDArray[np.int32]
 
-    @classmethod
-    def whole_blocks(cls, shape: KVPoolShape) -> TokenMap:
-        """Stand in for a map where none is known: good for nothing but whole blocks."""
-        size = next(size for size in (8, 4, 2, 1) if shape.block_bytes % (size * shape.block_tokens) == 0)
-        return cls(size, np.arange(shape.block_bytes // size, dtype=np.int32).reshape(shape.block_tokens, -1))
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token of one layer."""
+        return int(self.offsets.shape[1]) * self.element_bytes
 
     def digest(self) -> bytes:
         """Name this map: two nodes can exchange tokens when theirs have the same name."""
@@ -167,6 +166,13 @@ class KVPool:
         kind = np.dtype(f"u{element_bytes}")
         flat = np.frombuffer(self._map, kind, shape.layers * shape.layer_stride // element_bytes, shape.layers_start)
         return flat.reshape(shape.layers, -1)
+
+    def raw_blocks(self) -> npt.NDArray[np.uint8]:
+        """View all layers as ``[layers, blocks, bytes of a block]``."""
+        shape = self.shape
+        size = shape.block_bytes
+        flat = self.elements(1)[:, : shape.blocks * size].view(np.uint8)
+        return flat.reshape(shape.layers, shape.blocks, size)
 
     @property
     def token_map(self) -> TokenMap | None:

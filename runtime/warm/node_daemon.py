@@ -22,7 +22,6 @@ import contextlib
 import re
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +38,7 @@ from runtime.transport.channel import ChannelError
 from runtime.transport.frames import Call, Ended, FrameError, Lost
 from runtime.transport.gateway import Gateway
 from runtime.transport.priority import in_background
+from runtime.transport.socket_folder import SocketFolder
 from runtime.warm.kv_pool import KVPoolShape
 from runtime.warm.memory import available_bytes
 from runtime.warm.model_fetch import ModelFetch, ModelOrder
@@ -166,7 +166,8 @@ class NodeDaemon:
         self._promising = threading.Lock()  # what is promised to one must not be promised to another meanwhile
         self._exchange = KVExchange(identity.name)
         self._count = 0
-        self._folder = tempfile.mkdtemp(prefix="midstream-node-")
+        self._sockets = SocketFolder("node-")
+        self._folder = str(self._sockets.path)
         self._orders: dict[str, Callable[[_Hosted, dict[str, Any]], object]] = {
             "reserve": self._reserve,
             "start": self._start,
@@ -201,7 +202,7 @@ class NodeDaemon:
                 on_bulk_lost=self._exchange.calls.fail,
             )
         except Exception:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._sockets.remove()
             raise
         self._exchange.gateway = self.gateway
         self._fetch = ModelFetch(models, self.gateway, self._exchange.calls) if models is not None else None
@@ -233,7 +234,7 @@ class NodeDaemon:
         for model in models:
             model.zygote.close()
         self._seed.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._sockets.remove()
 
     # -- what comes in -----------------------------------------------------------------------------------------------
 

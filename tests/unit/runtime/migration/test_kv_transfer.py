@@ -19,10 +19,11 @@ from runtime.transport.frames import Call, FrameError, KVTokens, Result
 from runtime.transport.gateway import NODE
 from runtime.transport.identity import Peer
 from runtime.warm.kv_pool import KVPool, KVPoolShape, TokenMap
+from tests.support.token_maps import tokens_in_a_row
 from tests.unit.runtime.transport.hosts import DEADLINE_S, Host, eventually, in_background, introduce
 
 SHAPE = KVPoolShape(layers=4, blocks=64, block_tokens=4, layer_bytes=64 * 512)
-TOKENS_IN_A_ROW = TokenMap.whole_blocks(SHAPE)
+TOKENS_IN_A_ROW = tokens_in_a_row(SHAPE)
 SHUFFLED = TokenMap(TOKENS_IN_A_ROW.element_bytes, TOKENS_IN_A_ROW.offsets[::-1].copy())
 MOVING = [1, 2]
 

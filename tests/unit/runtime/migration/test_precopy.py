@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.migration.precopy import KVDelta, KVSource, KVTarget, PreCopy
+from runtime.migration.precopy import WHOLE, KVDelta, KVSource, KVTarget, PreCopy
 from runtime.warm.kv_pool import KVPool, KVPoolError, KVPoolShape, TokenMap, block_spans
+from tests.support.token_maps import tokens_in_a_row
 
 BLOCK_TOKENS = 4
 SHAPE = KVPoolShape(layers=2, blocks=6, block_tokens=BLOCK_TOKENS, layer_bytes=6 * 512)
 TOKEN_BYTES = SHAPE.token_bytes
-TOKENS_IN_A_ROW = TokenMap.whole_blocks(SHAPE)
+TOKENS_IN_A_ROW = tokens_in_a_row(SHAPE)
 INTERLEAVED = TokenMap(4, np.random.default_rng(1).permutation(128).astype(np.int32).reshape(BLOCK_TOKENS, -1))
 
 
@@ -109,6 +110,25 @@ def test_a_block_that_grows_sends_only_its_new_tokens(mapped):
     assert copying.mismatches() == {}
 
 
+def test_a_block_of_which_most_is_stale_travels_whole_and_its_rest_later(mapped):
+    source, target = mapped
+    copying = both_layers(source, target)
+    write(source, [2], 0, 3, value=7)
+    assert copying.round().sent_bytes == 2 * SHAPE.block_bytes
+    assert holds_everything(source, target)
+    write(source, [2], 3, 4, value=8)
+    assert copying.round().sent_bytes == 2 * TOKEN_BYTES
+    assert holds_everything(source, target)
+    assert copying.mismatches() == {}
+
+
+def test_a_sender_that_does_not_tell_how_tokens_lie_can_send_whole_blocks_only(pools):
+    target = KVTarget(pools[1], (0,), b"")
+    with pytest.raises(KVPoolError, match="single tokens"):
+        target.apply(KVDelta(_entries((0, 2, 1, 0, 1)), np.ones(TOKEN_BYTES, np.uint8)))
+    assert not pools[1].watermark.any()
+
+
 def test_tokens_that_are_written_again_are_sent_again_even_when_more_have_followed(mapped):
     source, target = mapped
     copying = both_layers(source, target)
@@ -155,7 +175,9 @@ def _entries(*rows: tuple[int, ...]) -> np.ndarray:
         (_entries((0, -1, 1, 0, 1)), 1, "block"),
         (_entries((0, 2, 1, 0, 5)), 5, "does not have"),
         (_entries((0, 2, 1, 2, 2)), 0, "does not have"),
-        (_entries((0, 2, 1, -1, 2)), 3, "does not have"),
+        (_entries((0, 2, 1, -2, 2)), 4, "does not have"),
+        (_entries((0, 2, 1, WHOLE, 0)), 4, "does not have"),
+        (_entries((0, 2, 1, WHOLE, 3)), 3, "bytes"),
         (_entries((0, 2, 1, 1, 2)), 1, "never came"),
         (_entries((0, 2, 1, 0, 2)), 1, "bytes"),
         (_entries((0, 2, 1, 0, 2)), 3, "bytes"),
@@ -169,7 +191,7 @@ def test_a_delta_that_is_not_what_it_says_changes_nothing(entries: np.ndarray, t
         target = KVTarget(pool, (0,), INTERLEAVED.digest())
         before = bytes(pool.layer_memory(0)), pool.watermark.copy(), pool.generation.copy()
         with pytest.raises(KVPoolError, match=complaint):
-            target.apply(KVDelta(entries, np.ones((tokens, 32), np.uint32)))
+            target.apply(KVDelta(entries, np.ones(tokens * TOKEN_BYTES, np.uint8)))
         assert bytes(pool.layer_memory(0)) == before[0]
         assert np.array_equal(pool.watermark, before[1])
         assert np.array_equal(pool.generation, before[2])

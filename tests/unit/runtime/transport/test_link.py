@@ -32,7 +32,7 @@ from runtime.transport.record import Limits, OutgoingRecord, RecordError
 DEADLINE_S = 20.0
 BIG = 20 << 20
 ALONE = ("unshare", "--user", "--map-root-user", "--net")  # a command in a network of its own
-HELLO = b"MSL\x01" + b"number of a link"
+HELLO = b"MSL\x02" + b"number of a link"
 IMPATIENT = Limits(handshake_s=0.3, silence_s=0.5, heartbeat_s=0.1, unacknowledged_s=0.3)
 
 
@@ -488,7 +488,7 @@ class TestBadRecords:
         self, receiver: Receiver, edge: Identity, other: LinkSender, lengths: tuple[int, int, int], told: str
     ):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        header = struct.pack(">3sBHIQQ", b"MSL", 1, *lengths, 0)
+        header = struct.pack(">3sBHIQQ", b"MSL", 2, *lengths, 0)
         assert told in self.refused(receiver, edge, other, header + bytes(1000))
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
 

@@ -192,19 +192,19 @@ def test_i8_noise_is_no_message(noise: bytes):
 @settings(max_examples=1500, deadline=None)
 @given(st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.binary(max_size=200))
 def test_i8_whatever_lengths_a_header_announces_nothing_comes_of_it(where: int, parts: int, size: int, rest: bytes):
-    found, _ = read(HEADER.pack(b"MSL", 1, where, parts, size, 0) + rest, RecordReader(LIMITS))
+    found, _ = read(HEADER.pack(b"MSL", 2, where, parts, size, 0) + rest, RecordReader(LIMITS))
     assert found == []
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        HEADER.pack(b"MSL", 1, 4, 1, 2**40, 0),
-        HEADER.pack(b"MSL", 1, 4, 1, 2**64 - 1, 0),
-        HEADER.pack(b"MSL", 1, 4, 2**32 - 1, 100, 0),
-        HEADER.pack(b"MSL", 1, 2**16 - 1, 1, 100, 0),
-        HEADER.pack(b"MSL", 1, 4, 1, 100, 0) + b"head" + struct.pack(">Q", 2**40),
-        HEADER.pack(b"MSL", 1, 4, 2, 100, 0) + b"head" + struct.pack(">QQ", 2**64 - 1, 101),
+        HEADER.pack(b"MSL", 2, 4, 1, 2**40, 0),
+        HEADER.pack(b"MSL", 2, 4, 1, 2**64 - 1, 0),
+        HEADER.pack(b"MSL", 2, 4, 2**32 - 1, 100, 0),
+        HEADER.pack(b"MSL", 2, 2**16 - 1, 1, 100, 0),
+        HEADER.pack(b"MSL", 2, 4, 1, 100, 0) + b"head" + struct.pack(">Q", 2**40),
+        HEADER.pack(b"MSL", 2, 4, 2, 100, 0) + b"head" + struct.pack(">QQ", 2**64 - 1, 101),
     ],
     ids=["bytes", "all the bytes", "parts", "destination", "one part", "parts that wrap around"],
 )

@@ -24,10 +24,11 @@ from runtime.transport.address import Address
 from runtime.transport.channel import Inbox
 from runtime.transport.frames import Batch, Call, Reply, Result, unpack
 from runtime.transport.identity import Enrolment, Identity
-from runtime.warm.kv_pool import KVPool, KVPoolShape, TokenMap
+from runtime.warm.kv_pool import KVPool, KVPoolShape
 from runtime.warm.node import StagePayload
 from runtime.warm.node_daemon import ModelPayload, NodeDaemon
 from runtime.warm.zygote import Zygote, be_zygote
+from tests.support.token_maps import tokens_in_a_row
 
 SHAPE = KVPoolShape(layers=4, blocks=16, block_tokens=4, layer_bytes=16 * 4096)
 _ballast: list[bytearray] = []
@@ -83,7 +84,7 @@ def do(method: str, arguments: dict[str, Any], descriptor: int) -> Any:
         os._exit(arguments["status"])
     pool = KVPool(descriptor, SHAPE)
     if pool.token_map is None:
-        pool.token_map = TokenMap.whole_blocks(SHAPE)
+        pool.token_map = tokens_in_a_row(SHAPE)
     if method == "write":  # all tokens of some blocks, in all layers
         for block in arguments["blocks"]:
             for layer in range(SHAPE.layers):
