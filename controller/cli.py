@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from controller import node_commands
+from controller import node_commands, platform_commands
 from controller.console import FAILED, REFUSED, err, fail, out
+from controller.platform import event_commands
 from runtime.head.control_client import ControlClient, ControlError
 from runtime.migration.protocol import Fallback, Method
 
@@ -29,7 +30,17 @@ app = typer.Typer(
 bench_app = typer.Typer(help="Measure: every benchmark starts what it needs and prints one JSON object or a table.")
 app.add_typer(bench_app, name="bench")
 app.add_typer(node_commands.app, name="node")
+app.add_typer(event_commands.app, name="event")
+for command in (platform_commands.up, platform_commands.down, platform_commands.apply, platform_commands.validate):
+    app.command()(command)
+app.add_typer(event_commands.app, name="event")
 
+
+_SHOWN_OF = {
+    "planned": {"from", "to", "method"},
+    "ended": {"state", "reason", "total_ms", "pause_ms", "bytes_moved", "rounds", "requests_carried"},
+}
+"""Of entries that hold a whole report, what a line of the story shows."""
 
 Endpoint = Annotated[str, typer.Option(envvar="MIDSTREAM_ENDPOINT", help="The server's address.")]
 DEFAULT_ENDPOINT = "http://127.0.0.1:8000"
@@ -212,9 +223,8 @@ def story(
             print(json.dumps(entry))
             continue
         at = dt.datetime.fromtimestamp(entry["at"], dt.UTC).strftime("%H:%M:%S.%f")[:-3]
-        details = "  ".join(
-            f"{k}={v}" for k, v in entry.items() if k not in {"at", "subject", "event"} and v is not None
-        )
+        shown = _SHOWN_OF.get(entry["event"], entry.keys() - {"at", "subject", "event"})
+        details = "  ".join(f"{k}={v}" for k, v in entry.items() if k in shown and v is not None)
         out.print(f"{at}  {entry['subject']:<12} {entry['event']:<14} {details}", soft_wrap=True)
 
 
@@ -238,6 +248,9 @@ def bench_reconfigure(
     layers_to: Annotated[str, typer.Option("--to", help="Layers per stage after it.")] = "8,12,10",
     streams: Annotated[int, typer.Option(help="Closed-loop streams; every second one samples with a seed.")] = 4,
     tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 128,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of each prompt, roughly; a short sentence each if not given.")
+    ] = None,
     repeat: Annotated[int, typer.Option(help="How often the change is measured.")] = 3,
     model: Annotated[str | None, typer.Option(help="Hugging Face id or folder; default: the built-in model.")] = None,
     stock: Annotated[bool, typer.Option(help="Also run stock vLLM, for the ratios and the cost of a restart.")] = True,
@@ -254,6 +267,7 @@ def bench_reconfigure(
                 model=model,
                 streams=streams,
                 tokens=tokens,
+                prompt_tokens=prompt_tokens,
                 repeat=repeat,
                 compare_stock=stock,
             ),

@@ -1,11 +1,9 @@
 """What the migration experiment is asked to do: its link, its load, the methods it compares."""
 
-import random
 import re
 import sys
 from dataclasses import dataclass
 
-from loadgen.client import StreamRequest
 from loadgen.errors import OptionsError
 from loadgen.link import KINDS, LOOPBACK
 from loadgen.reconfigure_options import ReconfigureOptions
@@ -15,15 +13,6 @@ NODES = ("edge-1", "edge-2")
 HEAD = "head"
 
 _PLACED = re.compile(rf"[1-9][0-9]*@({'|'.join(NODES)})")
-_WINDOW_TOKENS = 1900  # of the 2048 that the server is started with: words are only about a token each
-_LEAST_PROMPT_TOKENS = 8
-# Common words, most of which are one token in any vocabulary.
-_TEXT = (
-    "time year people way day man thing woman life child world school state family student group country problem hand "
-    "part place case week company system program question work government number night point home water room mother "
-    "area money story fact month lot right study book eye job word business issue side kind head house service friend "
-    "father power hour game line end member law car city community name president team minute idea body information"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +21,6 @@ class MigrateOptions(ReconfigureOptions):
 
     Attributes:
         link: What joins the two machines: a kind of `loadgen.link`.
-        prompt_tokens: Length of the prompts, roughly; the result says what it was.
         methods: How KV is moved, to be compared; see `loadgen.control`.
         check_wire: Also record one pass on the link and search it for plaintext; needs a link of its own.
         rate_limit: Most bytes per second for copying, as `midstream node run` takes it; None for no limit.
@@ -46,7 +34,7 @@ class MigrateOptions(ReconfigureOptions):
     compare_stock: bool = False
     change_deadline_s: float = 300.0
     link: str = LOOPBACK
-    prompt_tokens: int = 500
+    prompt_tokens: int | None = 500
     methods: tuple[str, ...] = METHODS
     check_wire: bool = False
     rate_limit: str | None = None
@@ -68,11 +56,6 @@ class MigrateOptions(ReconfigureOptions):
             raise OptionsError(
                 f"methods {','.join(self.methods)!r} are not one or more of {', '.join(METHODS)}, each once"
             )
-        if not _LEAST_PROMPT_TOKENS <= self.prompt_tokens <= _WINDOW_TOKENS - self.tokens:
-            raise OptionsError(
-                f"prompts of {self.prompt_tokens} tokens: must be at least {_LEAST_PROMPT_TOKENS}, and with the "
-                f"{self.tokens} tokens of an answer at most {_WINDOW_TOKENS}"
-            )
         if self.check_wire and self.link == LOOPBACK:
             raise OptionsError("the wire can only be checked on a link of its own; add --link 1gbit")
 
@@ -80,22 +63,6 @@ class MigrateOptions(ReconfigureOptions):
         """Return the methods in the order of a repeat: each comes first in its turn, so that no place favours one."""
         first = repeat % len(self.methods)
         return self.methods[first:] + self.methods[:first]
-
-    def prompts(self) -> dict[str, str]:
-        """Return the prompt of each stream by its name; each is another text, so that they share no KV."""
-        words = _TEXT.split()
-        return {
-            request.name: " ".join(random.Random(index).choices(words, k=self.prompt_tokens))  # noqa: S311 - a text
-            for index, request in enumerate(ReconfigureOptions.requests(self))
-        }
-
-    def requests(self, tokens: int | None = None) -> list[StreamRequest]:
-        """Return the request of each client, with `tokens` tokens instead of the option's if given."""
-        prompts = self.prompts()
-        return [
-            StreamRequest(request.name, prompts[request.name], request.max_tokens, request.temperature, request.seed)
-            for request in ReconfigureOptions.requests(self, tokens)
-        ]
 
     def head_argv(self, port: int, listen: str, state: str) -> list[str]:
         """Return the command line of the head, which nodes reach at `listen`, with its key in the folder `state`."""

@@ -1,6 +1,7 @@
 """What the reconfiguration experiment is asked to do: its load, its servers, its limits."""
 
 import asyncio
+import random
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,15 @@ from loadgen.errors import OptionsError, ServerError
 _SUBJECTS = ("Paris", "salt", "bicycles", "the Moon", "tea", "bridges", "maps", "glass", "clocks", "ships")
 _SAMPLING_TEMPERATURE = 0.8
 _FIRST_SEED = 1000
+# Common words, most of which are one token in any vocabulary.
+_TEXT = (
+    "time year people way day man thing woman life child world school state family student group country problem hand "
+    "part place case week company system program question work government number night point home water room mother "
+    "area money story fact month lot right study book eye job word business issue side kind head house service friend "
+    "father power hour game line end member law car city community name president team minute idea body information"
+)
+_WINDOW_TOKENS = 1900  # of the 2048 that the server is started with: words are only about a token each
+_LEAST_PROMPT_TOKENS = 8
 _MIN_TOKENS = 48  # a third of the tokens must give a rhythm before the change, and some must be left after it
 
 # One source of truth for both sides: whatever differs between the servers must not be a flag.
@@ -34,6 +44,7 @@ class ReconfigureOptions:
         model: Hub id or folder; None lets the server choose its default.
         streams: Concurrent closed-loop clients; every second one samples, the others decode greedily.
         tokens: Tokens per request.
+        prompt_tokens: Length of the prompts, roughly; the result says what it was. None: a sentence each.
         repeat: How often the change is measured.
         compare_stock: Also run stock vLLM, for the ratio of latencies and the downtime of a restart.
         server_args: vLLM flags given to both servers.
@@ -51,6 +62,7 @@ class ReconfigureOptions:
     model: str | None = None
     streams: int = 4
     tokens: int = 128
+    prompt_tokens: int | None = None
     repeat: int = 3
     compare_stock: bool = True
     server_args: tuple[str, ...] = DEFAULT_SERVER_ARGS
@@ -71,6 +83,12 @@ class ReconfigureOptions:
         ):
             if value < least:
                 raise OptionsError(f"{name} is {value}, but must be at least {least}")
+        least, most = _LEAST_PROMPT_TOKENS, _WINDOW_TOKENS - self.tokens
+        if self.prompt_tokens is not None and not least <= self.prompt_tokens <= most:
+            raise OptionsError(
+                f"prompts of {self.prompt_tokens} tokens: must be at least {least}, and with the "
+                f"{self.tokens} tokens of an answer at most {_WINDOW_TOKENS}"
+            )
         if self.layers_from == self.layers_to:
             raise OptionsError(f"nothing to change: both layouts are {self.layers_from!r}; give another --to")
 
@@ -84,17 +102,27 @@ class ReconfigureOptions:
         """Tokens, over all streams, that must arrive after the change, to see the new layout's rhythm."""
         return self.streams * max(16, self.tokens // 4)
 
+    def prompts(self) -> dict[str, str]:
+        """Return the prompt of each stream by its name; each is another text, so that they share no KV."""
+        words, length = _TEXT.split(), self.prompt_tokens
+        return {
+            f"stream-{index}": f"Tell me about the history of {_SUBJECTS[index % len(_SUBJECTS)]}, chapter {index + 1}."
+            if length is None
+            else " ".join(random.Random(index).choices(words, k=length))  # noqa: S311 - a text
+            for index in range(self.streams)
+        }
+
     def requests(self, tokens: int | None = None) -> list[StreamRequest]:
         """Return the request of each client, with `tokens` tokens instead of the option's if given."""
         return [
             StreamRequest(
-                name=f"stream-{index}",
-                prompt=f"Tell me about the history of {_SUBJECTS[index % len(_SUBJECTS)]}, chapter {index + 1}.",
+                name=name,
+                prompt=prompt,
                 max_tokens=tokens or self.tokens,
                 temperature=_SAMPLING_TEMPERATURE if index % 2 else 0.0,
                 seed=_FIRST_SEED + index,
             )
-            for index in range(self.streams)
+            for index, (name, prompt) in enumerate(self.prompts().items())
         ]
 
     def midstream_argv(self, port: int) -> list[str]:

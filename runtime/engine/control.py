@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from runtime.engine.capacity import CapacityOrder
+from runtime.engine.metrics import PipelineMetrics
 from runtime.layout import LayoutError
 from runtime.migration.desk import Desk, Order
 from runtime.migration.errors import (
@@ -20,16 +21,21 @@ from runtime.migration.errors import (
     ChangeUnknown,
     ChangeUnneeded,
     LastStage,
+    PipelineAsleep,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from runtime.engine.pipeline import Pipeline
-    from runtime.migration.coordinator import Change
 
 PREFIX = "midstream."
-_KINDS = {ChangeUnneeded: "unchanged", ChangeSuperseded: "superseded", LastStage: "last_stage"}
+_KINDS = {
+    ChangeUnneeded: "unchanged",
+    ChangeSuperseded: "superseded",
+    LastStage: "last_stage",
+    PipelineAsleep: "asleep",
+}
 _WAKE_TIMEOUT_S = 60.0
 
 
@@ -41,12 +47,14 @@ class ControlCalls:
         self._desk = Desk(
             pipeline.coordinator, pipeline.layout, lambda layout: layout.without(pipeline.nodes.lost_names())
         )
+        self._metrics = PipelineMetrics(pipeline)
         self._facts = {"model": model if isinstance(model, str) else model[0], "vllm_version": version}
         self._calls: dict[str, Callable[..., Any]] = {
             f"{PREFIX}status": self._status,
             f"{PREFIX}reconfigure": self._reconfigure,
             f"{PREFIX}attach": self._attach,
             f"{PREFIX}release": self._release,
+            f"{PREFIX}metrics": self._metrics.as_text,
             f"{PREFIX}report": self._report,
             f"{PREFIX}cancel": self._cancel,
             f"{PREFIX}capacity": self._capacity,
@@ -79,17 +87,19 @@ class ControlCalls:
         change, repeated = self._desk.reconfigure(msgspec.convert(order, Order))
         return {**change.report(), "repeated": repeated}
 
-    def _attach(self, stage: int, node: str | None) -> dict[str, Any]:
+    def _attach(self, stage: int, node: str | None, holder: str | None, key: str | None) -> dict[str, Any]:
         self._wake()
-        return _begun(self._desk.attach(stage, node))
+        change = self._desk.attach(stage, node, holder=holder, key=key)
+        return {"change": change.report() if change else None, "node": self._desk.node_of(stage)}
 
-    def _release(self, stage: int) -> dict[str, Any]:
+    def _release(self, stage: int, holder: str | None, key: str | None) -> dict[str, Any]:
         self._wake()
-        return _begun(self._desk.release(stage))
+        change = self._desk.release(stage, holder=holder, key=key)
+        return {"change": change.report() if change else None, "node": self._desk.node_of(stage)}
 
     def _wake(self) -> None:
         if not self._pipeline.sleep.wait_awake(_WAKE_TIMEOUT_S):
-            raise ChangeRefused(
+            raise PipelineAsleep(
                 f"the pipeline sleeps and did not wake within {_WAKE_TIMEOUT_S:g} s; see the server's log"
             )
 
@@ -126,7 +136,3 @@ class ControlCalls:
             for traced in list(self._pipeline.dispatcher.trace)
             for span in traced.spans
         ]
-
-
-def _begun(change: Change | None) -> dict[str, Any]:
-    return {"change": change.report() if change else None}

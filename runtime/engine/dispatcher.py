@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from runtime.engine.errors import StageError
 from runtime.engine.ledger import Footprint
 from runtime.engine.messages import BatchOutput, ScheduledBatch, decode_output, encode
+from runtime.engine.rhythm import Rhythm
 from runtime.transport.channel import ChannelError
 from runtime.transport.frames import Batch, Rejected, Result, StageSpan
 
@@ -116,6 +117,7 @@ class Dispatcher:
     on_failed: Callable[[int, str], None]
     tell: Callable[..., None] = _tell_nobody
     counters: DispatchCounters = field(default_factory=DispatchCounters)
+    rhythm: Rhythm = field(default_factory=Rhythm)
     trace: deque[TracedBatch] = field(default_factory=lambda: deque(maxlen=_TRACE_LENGTH))
     kv_losses: int = 0  # how often the KV of some layers was lost
     _most_tokens: int = 1  # in a batch that computes again
@@ -153,6 +155,7 @@ class Dispatcher:
             for new in batch.new:
                 self.tell(new.id, "started", epoch=self.epoch, prompt_tokens=len(new.prompt_token_ids))
             footprint = self.ledger.dispatched(batch)
+            self.rhythm.asked()
             if self._awaited is not None:
                 self._awaited()
             self._wait_for_turn(footprint)
@@ -194,6 +197,8 @@ class Dispatcher:
                 self._finished.append(request_id)
                 self._active_at = time.monotonic()
                 self.tell(request_id, "ended", epoch=self.epoch)
+            if not len(self.ledger):
+                self.rhythm.idle()
             over = self._end_probation(answered=False)
             self._changed.notify_all()
         if over is not None:
@@ -259,6 +264,8 @@ class Dispatcher:
                 self.trace.append(TracedBatch(head.sequence, head.epoch, head.batch.total_tokens, head.spans))
                 revealed.append(head)
                 self._active_at = time.monotonic()
+                if not head.again:
+                    self.rhythm.answered()
                 over = over or self._end_probation(answered=head.epoch == self.epoch and not head.again)
             self.ledger.purge(request_id for e in self._in_flight for request_id in e.footprint.requests)
             self._changed.notify_all()

@@ -7,6 +7,7 @@ results, lost processes) runs on threads of the pipeline.
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from runtime.engine.errors import EngineError, UnsupportedFeature
 from runtime.engine.fleet import GatewaySettings
 from runtime.engine.messages import BatchOutput, ScheduledBatch, batch_from_vllm, grammar_from_vllm, output_to_vllm
 from runtime.engine.pipeline import Depth, Pipeline
+from runtime.events.pipeline_name import pipeline_name
+from runtime.events.publisher import Publisher, PublisherError
 from runtime.layout import Layout, even_split
 from runtime.warm.memory import available_bytes
 
@@ -98,6 +101,13 @@ class PipelineExecutor(Executor):
             gateway=settings.gateway,
             on_failed=self._on_failed,
         )
+        boot = self.pipeline.coordinator.boot
+        try:
+            self._publisher = Publisher.from_environment(os.environ, pipeline_name(os.environ), boot)
+        except PublisherError as error:
+            raise EngineError(f"events cannot be published: {error}") from error
+        if self._publisher is not None:
+            self.pipeline.journal.listen(self._publisher.told)
         self._control = ControlCalls(self.pipeline, self.model_config.served_model_name, self.version)
         self._kv_specs = self.pipeline.start()
         _depths[id(config)] = self.pipeline.depth
@@ -233,3 +243,5 @@ class PipelineExecutor(Executor):
     def shutdown(self) -> None:
         """End all stages."""
         self.pipeline.close()
+        if self._publisher is not None:
+            self._publisher.close()

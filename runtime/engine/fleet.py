@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import secrets
-import shutil
-import tempfile
 import threading
 import time
 import traceback
@@ -33,6 +31,7 @@ from runtime.transport.channel import ChannelError, Inbox, Outbox
 from runtime.transport.frames import Call, Ended, FrameError, Lost, Rejected, Reply, Result, unpack
 from runtime.transport.gateway import NODE, Gateway
 from runtime.transport.identity import Enrolment, Identity
+from runtime.transport.socket_folder import SocketFolder
 from runtime.warm import model_fetch
 from runtime.warm.model_fetch import ModelOrder, ModelSource
 from runtime.warm.model_store import ModelStore
@@ -128,7 +127,7 @@ class Fleet:
         self._on_host_lost, self._on_way_lost, self._on_broken = on_host_lost, on_way_lost, on_broken
         self.pipeline = secrets.token_hex(4)
         # Only the owner may enter, so the kernel vouches for every peer on these sockets.
-        self._directory = Path(tempfile.mkdtemp(prefix="midstream-"))
+        self._folder = SocketFolder()
         self._context = zmq.Context()
         self._lock = threading.Lock()
         self._stages: dict[str, Stage] = {}
@@ -139,7 +138,7 @@ class Fleet:
         self._closing = False
         self.gateway = self._open_gateway(gateway, log) if gateway is not None else None
         host = self.gateway.host if self.gateway is not None else LOCAL_NODE
-        sockets = str(self._directory)
+        sockets = str(self._folder.path)
         self._home = Neighbourhood(host, self.pipeline, sockets, sockets if gateway is not None else None)
         self.head = Address(host, "head")
         self._inbox = Inbox(self._context, self._home.inbox(self.head.name))
@@ -156,7 +155,7 @@ class Fleet:
             identity,
             Enrolment(folder),
             settings.listen,
-            str(self._directory),
+            str(self._folder.path),
             self._on_node_frame,
             self._on_silence,
             log,
@@ -305,7 +304,7 @@ class Fleet:
             stages = list(self._stages.values())
             self._stages.clear()
         # First of all: whoever ends a server gives its engine little time. Sockets that are connected stay so.
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._folder.remove()
         if self._zygote is not None:
             self._zygote.close()
         if self.gateway is not None:
@@ -315,7 +314,7 @@ class Fleet:
         for stage in stages:
             stage.outbox.close()
         self._context.destroy(linger=0)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._folder.remove()
 
     # -- what comes in -----------------------------------------------------------------------------------------------
 

@@ -110,6 +110,10 @@ class Nodes:
         """Return the nodes that are known and there."""
         return [name for name in list(self._nodes) if name not in self._lost]
 
+    def warm_bytes(self) -> dict[str, int]:
+        """Return how much memory of KV and weights each node of this host holds, as far as it can be told here."""
+        return {name: node.warm_bytes() for name, node in list(self._nodes.items()) if isinstance(node, LocalNode)}
+
     def lost_names(self) -> frozenset[str]:
         """Return the nodes that are lost now."""
         return frozenset(self._lost)

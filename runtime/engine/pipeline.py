@@ -388,6 +388,10 @@ class Pipeline(ChangeEffects):
         self._let_go_of_room()
         self._keep_spares(_REST_S)
 
+    def pause_ms(self, since: float, until: float) -> float | None:
+        """Return by how much the largest gap between answers in this time exceeds the usual one."""
+        return self.dispatcher.rhythm.pause_ms(since, until)
+
     # -- capacity (`PipelineSide`) -------------------------------------------------------------------------------------
 
     def copy_blocks(self, moved: Mapping[int, int]) -> None:

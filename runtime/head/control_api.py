@@ -10,26 +10,41 @@ import asyncio
 import json
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, Path, Query, Request
 from fastapi.responses import JSONResponse
+from prometheus_client import REGISTRY
 from pydantic import BaseModel, ConfigDict, Field
 
 from runtime.head.access import TOKEN_VARIABLE, AccessPolicy, is_loopback
 from runtime.head.hold import Hold, HoldLimits
+from runtime.head.metrics import FreshMetrics, PipelineCollector
 from runtime.migration.protocol import Fallback, Method
 from runtime.phase import open_phase_word
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Awaitable, Callable
 
     from starlette.datastructures import State
     from vllm.engine.protocol import EngineClient
 
 _POLL_S = 0.1
 _MOST_WAIT_S = 300.0
-_STATUS_OF = {"busy": 409, "invalid": 422, "unknown": 404, "unchanged": 409, "superseded": 409, "last_stage": 409}
+_STATUS_OF = {
+    "busy": 409,
+    "invalid": 422,
+    "unknown": 404,
+    "unchanged": 409,
+    "superseded": 409,
+    "last_stage": 409,
+    "asleep": 503,
+}
+
+_HOLDER = "The instance of the stage's function that asks; the one that came last holds the stage."
+_Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=1024)]
 
 router = APIRouter(prefix="/midstream/v1")
 
@@ -53,6 +68,7 @@ class AttachRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     node: str | None = Field(None, min_length=1, max_length=253, description="Where the stage shall be from now on.")
+    holder: str | None = Field(None, min_length=1, max_length=253, description=_HOLDER)
     within_s: float = Field(60.0, gt=0, le=_MOST_WAIT_S, description="Seconds the answer may take.")
 
 
@@ -61,6 +77,7 @@ class ReleaseRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    holder: str | None = Field(None, min_length=1, max_length=253, description=_HOLDER)
     within_s: float = Field(25.0, gt=0, le=_MOST_WAIT_S, description="Seconds the answer may take.")
 
 
@@ -86,6 +103,9 @@ class ControlPlugin:
     def attach_router(self, app: FastAPI) -> None:
         """Add the routes, and what holds requests while the pipeline is not awake."""
         app.include_router(router)
+        collector = PipelineCollector()
+        REGISTRY.register(collector)
+        app.add_middleware(FreshMetrics, collector=collector, fetch=lambda: _metrics(app))
         word = open_phase_word()
         if word is not None:  # None when this server was not started by `midstream serve`
             # vLLM adds its own middleware after this and so around it: who has no key is refused before being held.
@@ -108,30 +128,36 @@ async def status(request: Request) -> JSONResponse:
 async def reconfigure(
     request: Request,
     body: ReconfigurationRequest,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=1024)] = None,
+    key: _Key = None,
+    traceparent: Annotated[str | None, Header(max_length=64)] = None,
 ) -> JSONResponse:
     """Start a change; 202 with its report, 409 while another runs, 422 when it does not work.
 
     Asked again with the same `Idempotency-Key`: 200 with the report of the same change, or the same refusal.
     """
-    response = await _call(
-        request, "reconfigure", {**body.model_dump(mode="json"), "key": idempotency_key}, success=202
-    )
+    order = {**body.model_dump(mode="json"), "key": key, "traceparent": traceparent}
+    response = await _call(request, "reconfigure", order, success=202)
     if response.status_code == 202 and _content(response)["repeated"]:
         response.status_code = 200
     return response
 
 
 @router.post("/stages/{stage}/attach")
-async def attach(request: Request, stage: Annotated[int, Path(ge=0)], body: AttachRequest) -> JSONResponse:
+async def attach(
+    request: Request, stage: Annotated[int, Path(ge=0)], body: AttachRequest, key: _Key = None
+) -> JSONResponse:
     """The function of a stage is there: what its release moved away comes back, to `node` if told."""
-    return await _move(request, "attach", stage, body.node, within_s=body.within_s, done="attached", else_="unchanged")
+    call = partial(_call, request, "attach", stage, body.node, body.holder, key)
+    return await _move(request, stage, call, within_s=body.within_s, done="attached", else_="unchanged")
 
 
 @router.post("/stages/{stage}/release")
-async def release(request: Request, stage: Annotated[int, Path(ge=0)], body: ReleaseRequest) -> JSONResponse:
+async def release(
+    request: Request, stage: Annotated[int, Path(ge=0)], body: ReleaseRequest, key: _Key = None
+) -> JSONResponse:
     """The function of a stage leaves: its layers go to the stages beside it. 409 for the last stage there is."""
-    return await _move(request, "release", stage, within_s=body.within_s, done="released", else_="idle")
+    call = partial(_call, request, "release", stage, body.holder, key)
+    return await _move(request, stage, call, within_s=body.within_s, done="released", else_="idle")
 
 
 @router.get("/reconfigurations/{change}")
@@ -184,14 +210,19 @@ async def trace(request: Request) -> JSONResponse:
     return await _call(request, "trace", wrap="traceEvents")
 
 
+async def _metrics(app: FastAPI) -> str:
+    (text,) = await app.state.midstream_engine.collective_rpc("midstream.metrics")
+    return str(text)
+
+
 async def _move(
-    request: Request, method: str, stage: int, *arguments: object, within_s: float, done: str, else_: str
+    request: Request, stage: int, call: Callable[[], Awaitable[JSONResponse]], *, within_s: float, done: str, else_: str
 ) -> JSONResponse:
     """Let a stage come or go, once no other change is under way, and answer when that has ended."""
     begun_at = time.monotonic()
     deadline = begun_at + within_s
     while True:
-        response = await _call(request, method, stage, *arguments)
+        response = await call()
         answer = _content(response)
         if answer.get("error", {}).get("type") != "busy" or time.monotonic() >= deadline:
             break
@@ -209,8 +240,8 @@ async def _move(
         if change["state"] != "committed":
             return _error(409, f"{change['id']} was aborted: {change['reason']}", "aborted", change=change["id"])
         state = done
-    facts = {"stage": stage, "change": change, "state": state, "ms": round(1e3 * (time.monotonic() - begun_at), 1)}
-    return JSONResponse(facts)
+    ms = round(1e3 * (time.monotonic() - begun_at), 1)
+    return JSONResponse({"stage": stage, "node": answer["node"], "change": change, "state": state, "ms": ms})
 
 
 async def _call(

@@ -75,6 +75,7 @@ class ControlClient:
         *,
         key: str | None = None,
         generation: int | None = None,
+        traceparent: str | None = None,
     ) -> dict[str, Any]:
         """Start a change and return its first report.
 
@@ -84,6 +85,7 @@ class ControlClient:
             fallback: what to do when pre-copy does not converge.
             key: asked twice with the same key, the server changes once and reports the same change twice.
             generation: of the object that wants it; the server refuses a lower one than it has accepted before.
+            traceparent: the trace that it is part of.
 
         """
         body = {"layers": layers, "method": method, "fallback": fallback, "generation": generation}
@@ -91,18 +93,37 @@ class ControlClient:
             "POST",
             "/reconfigurations",
             json={name: value for name, value in body.items() if value is not None},
-            headers={_KEY_HEADER: key} if key else {},
+            headers={
+                name: value for name, value in ((_KEY_HEADER, key), ("traceparent", traceparent)) if value is not None
+            },
         )
 
-    def attach_stage(self, stage: int, node: str | None, within_s: float) -> dict[str, Any]:
-        """Say that the function of a stage has come (to a node): what its release moved away comes back."""
-        body = {"within_s": within_s, **({"node": node} if node else {})}
-        return self._call("POST", f"/stages/{stage}/attach", json=body, timeout=within_s + _TIMEOUT_S)
+    def attach_stage(
+        self, stage: int, node: str | None, within_s: float, *, holder: str | None = None, key: str | None = None
+    ) -> dict[str, Any]:
+        """Say that the function of a stage has come (to a node): what its release moved away comes back.
 
-    def release_stage(self, stage: int, within_s: float) -> dict[str, Any]:
-        """Move a stage's layers to the stages beside it; returns when that has ended."""
-        body = {"within_s": within_s}
-        return self._call("POST", f"/stages/{stage}/release", json=body, timeout=within_s + _TIMEOUT_S)
+        `holder` names the function's instance; `key` is as in `reconfigure`.
+        """
+        return self._move("attach", stage, within_s, key, node=node, holder=holder)
+
+    def release_stage(
+        self, stage: int, within_s: float, *, holder: str | None = None, key: str | None = None
+    ) -> dict[str, Any]:
+        """Move a stage's layers to the stages beside it; returns when that has ended.
+
+        Of two instances of its function, only the one that came last can do it. `key` is as in `reconfigure`.
+        """
+        return self._move("release", stage, within_s, key, holder=holder)
+
+    def _move(self, what: str, stage: int, within_s: float, key: str | None, **body: str | None) -> dict[str, Any]:
+        return self._call(
+            "POST",
+            f"/stages/{stage}/{what}",
+            json={"within_s": within_s, **{name: value for name, value in body.items() if value is not None}},
+            headers={_KEY_HEADER: key} if key else {},
+            timeout=within_s + _TIMEOUT_S,
+        )
 
     def capacity(self) -> dict[str, Any]:
         """Return the limits now and at most."""

@@ -121,6 +121,9 @@ class ChangeEffects(Protocol):
     def release(self, cost: Cost) -> None:
         """Let the stages go that only the old layout needs."""
 
+    def pause_ms(self, since: float, until: float) -> float | None:
+        """Return by how much the largest gap between answers in this time (unix seconds) exceeds the usual one."""
+
 
 @dataclass(slots=True)
 class Change:
@@ -130,10 +133,12 @@ class Change:
     machine: ChangeMachine
     boot: str
     request: str | None = None
+    traceparent: str | None = None
     cost: Cost = field(default_factory=Cost)
     started_at: float = field(default_factory=time.time)
     ended_at: float | None = None
     cutover_at: float | None = None
+    pause_ms: float | None = None
     epoch: int = 0
     steps_ms: dict[str, float] = field(default_factory=dict)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -147,6 +152,7 @@ class Change:
             "id": self.id,
             "boot": self.boot,
             "request": self.request,
+            "traceparent": self.traceparent,
             "state": state,
             "step": str(step),
             "from": str(self.machine.source),
@@ -161,6 +167,7 @@ class Change:
             "ended_at": self.ended_at,
             "total_ms": round(1e3 * ((self.ended_at or time.time()) - self.started_at), 1),
             "steps_ms": dict(self.steps_ms),
+            "pause_ms": self.pause_ms,
             "rounds": len(self.machine.rounds),
             "bytes_moved": self.cost.bytes_moved,
             "peak_extra_bytes": self.cost.peak_extra_bytes,
@@ -203,10 +210,11 @@ class Coordinator:
         method: Method = Method.PRE_COPY,
         fallback: Fallback = Fallback.ABORT,
         request: str | None = None,
+        traceparent: str | None = None,
     ) -> Change:
         """Accept a change to the layout `text` and start it; see `ChangeMachine` for how KV is moved.
 
-        `request` is what the change was asked for with, for its report.
+        `request` is what the change was asked for with and `traceparent` in which trace, for its report.
 
         Raises:
             ChangeBusy: another one is under way.
@@ -222,7 +230,7 @@ class Coordinator:
             target = self._effects.plan(text)
             self._count += 1
             machine = ChangeMachine(f"change-{self._count}", self._effects.layout(), target, method, fallback)
-            change = Change(machine.change, machine, self.boot, request, started_at=started_at)
+            change = Change(machine.change, machine, self.boot, request, traceparent, started_at=started_at)
             change.steps_ms[Step.PLAN] = round(1e3 * (time.perf_counter() - clock), 1)
             self._changes[change.id] = self._current = change
             while len(self._changes) > _KEPT_CHANGES:
@@ -332,6 +340,7 @@ class Coordinator:
 
     def _finish(self, change: Change) -> None:
         change.ended_at = time.time()
+        change.pause_ms = self._effects.pause_ms(change.started_at, change.ended_at)
         self._journal.tell(change.id, "ended", **change.report())
         with self._lock:
             self._current = None
@@ -352,7 +361,9 @@ class Coordinator:
                 case Prepare():
                     if change.machine.step is not Step.PREPARE:
                         return  # stopped before it began
+                    clock = time.perf_counter()
                     change.epoch = effects.prepare(change.machine.target, change.cost)
+                    self._tell_stages(change, "stage prepared", change.machine.target, change.machine.source, clock)
                     events.put(ChainReady())
                 case CopyStale():
                     events.put(RoundCopied(effects.copy_stale(change.cost)))
@@ -366,7 +377,9 @@ class Coordinator:
                     effects.roll_back()
                     events.put(RolledBack())
                 case Release():
+                    clock = time.perf_counter()
                     effects.release(change.cost)
+                    self._tell_stages(change, "stage released", change.machine.source, change.machine.target, clock)
                     events.put(Released())
         except NotMovableError as error:
             events.put(NotMovable(str(error)))
@@ -379,6 +392,13 @@ class Coordinator:
                 events.put(Released())
             else:
                 events.put(Failed(str(error)))
+
+    def _tell_stages(self, change: Change, event: str, layout: Layout, other: Layout, since: float) -> None:
+        """Tell of every stage of `layout` that `other` does not have."""
+        ms = round(1e3 * (time.perf_counter() - since), 1)
+        for index, stage in enumerate(layout.stages):
+            if stage not in other.stages:
+                self._journal.tell(change.id, event, stage=index, node=stage.node, layers=str(stage.layers), ms=ms)
 
 
 def _is_bulk(machine: ChangeMachine) -> bool:

@@ -7,7 +7,8 @@ that are applied, and from events that are delivered at least once and in any or
 * **generations**: what an older generation of an object wants is refused once a newer one was accepted;
 * **stages that are away**: the function of a stage can leave (its layers go to the stages beside it) and come back,
   perhaps on another node. Stages are numbered as in the layout that was asked for last, so a stage keeps its number
-  while others are away.
+  while others are away. Of two instances of one function, the one that came last holds the stage: the older one can
+  leave without taking it along.
 
 A request that was accepted takes effect here only when its change is committed. All of it is in memory: after a start
 of the server, keys and generations begin anew.
@@ -18,9 +19,9 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
-from runtime.layout import LayoutError
+from runtime.layout import LOCAL_NODE, LayoutError
 from runtime.migration.errors import ChangeBusy, ChangeRefused, ChangeSuperseded, ChangeUnneeded, LastStage
 from runtime.migration.protocol import Fallback, Method, Step
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from runtime.layout import Layout
     from runtime.migration.coordinator import Change, Coordinator
 
+_Answer = TypeVar("_Answer", bound="Change | None")
 _KEPT_KEYS = 4096
 
 
@@ -42,6 +44,7 @@ class Order:
     fallback: Fallback = Fallback.ABORT
     key: str | None = None
     generation: int | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ class Desk:
         self._serving = serving
         self._usable = usable
         self._lock = threading.RLock()
-        self._answers: OrderedDict[str, Change | ChangeRefused] = OrderedDict()
+        self._answers: OrderedDict[str, Change | ChangeRefused | None] = OrderedDict()
+        self._holders: dict[int, str] = {}  # by stage: the instance of its function that came last
         self._generation = 0
         self._settled = _Roster(serving())
         self._pending: tuple[Change, _Roster] | None = None
@@ -86,24 +90,16 @@ class Desk:
 
         """
         with self._lock:
-            known = self._answers.get(order.key) if order.key else None
-            if isinstance(known, ChangeRefused):
-                raise type(known)(str(known))
-            if known is not None:
-                return known, True
-            try:
-                change = self._start(order)
-            except LayoutError as error:
-                self._remember(order, refusal := ChangeRefused(str(error)))
-                raise refusal from error
-            except ChangeRefused as refusal:
-                self._remember(order, refusal)
-                raise
-            self._remember(order, change)
-            return change, False
+            repeated = order.key in self._answers
+            change = self._once(order.key, lambda: self._start(order))
+            return change, repeated
 
-    def attach(self, stage: int, node: str | None = None) -> Change | None:
+    def attach(
+        self, stage: int, node: str | None = None, *, holder: str | None = None, key: str | None = None
+    ) -> Change | None:
         """The function of a stage is there: give it its layers, on `node` if told. None when it has them already.
+
+        `holder` names the function's instance; asked again with the same `key`, nothing happens.
 
         Raises:
             ChangeBusy: a change is under way; ask again.
@@ -111,16 +107,12 @@ class Desk:
 
         """
         with self._lock:
-            roster = self._roster()
-            if stage >= len(roster.wanted):
-                raise ChangeRefused(
-                    f"there is no stage {stage}: the layout {roster.wanted} has stages 0 to {len(roster.wanted) - 1}"
-                )
-            wanted = roster.wanted if node is None else roster.wanted.moved_to(stage, node)
-            return self._adopt(_Roster(wanted, roster.away - {stage}))
+            return self._once(key, lambda: self._attach(stage, node, holder))
 
-    def release(self, stage: int) -> Change | None:
-        """The function of a stage leaves: give its layers to the stages beside it. None when it has none.
+    def release(self, stage: int, *, holder: str | None = None, key: str | None = None) -> Change | None:
+        """The function of a stage leaves: give its layers to the stages beside it.
+
+        None when it has none, or when `holder` is not the instance that came last. With a `key`, as `attach`.
 
         Raises:
             ChangeBusy: a change is under way; ask again.
@@ -129,13 +121,36 @@ class Desk:
 
         """
         with self._lock:
-            roster = self._roster()
-            if stage >= len(roster.wanted) or stage in roster.away:
-                return None
-            away = roster.away | {stage}
-            if len(away) == len(roster.wanted):
-                raise LastStage(f"stage {stage} is the last one: nobody is there to take its layers")
-            return self._adopt(_Roster(roster.wanted, away))
+            return self._once(key, lambda: self._release(stage, holder))
+
+    def node_of(self, stage: int) -> str:
+        """Return the node of a stage, as it was asked for; this host for one that does not exist."""
+        with self._lock:
+            self._settle()
+            stages = (self._pending[1] if self._pending else self._settled).wanted.stages
+            return stages[stage].node if stage < len(stages) else LOCAL_NODE
+
+    def _attach(self, stage: int, node: str | None, holder: str | None) -> Change | None:
+        roster = self._roster()
+        if stage >= len(roster.wanted):
+            raise ChangeRefused(
+                f"there is no stage {stage}: the layout {roster.wanted} has stages 0 to {len(roster.wanted) - 1}"
+            )
+        wanted = roster.wanted if node is None else roster.wanted.moved_to(stage, node)
+        change = self._adopt(_Roster(wanted, roster.away - {stage}))
+        if holder is not None:
+            self._holders[stage] = holder
+        return change
+
+    def _release(self, stage: int, holder: str | None) -> Change | None:
+        roster = self._roster()
+        held_by = self._holders.get(stage)
+        if stage >= len(roster.wanted) or stage in roster.away or (holder and held_by and holder != held_by):
+            return None
+        away = roster.away | {stage}
+        if len(away) == len(roster.wanted):
+            raise LastStage(f"stage {stage} is the last one: nobody is there to take its layers")
+        return self._adopt(_Roster(roster.wanted, away))
 
     def _start(self, order: Order) -> Change:
         if order.generation is not None and order.generation < self._generation:
@@ -144,7 +159,7 @@ class Desk:
             )
         self._settle()
         try:
-            change = self._coordinator.request(order.layers, order.method, order.fallback, order.key)
+            change = self._coordinator.request(order.layers, order.method, order.fallback, order.key, order.traceparent)
         except ChangeUnneeded:
             self._accept(order)
             self._settled = _Roster(self._serving())
@@ -156,11 +171,31 @@ class Desk:
     def _accept(self, order: Order) -> None:
         self._generation = max(self._generation, order.generation or 0)
 
-    def _remember(self, order: Order, answer: Change | ChangeRefused) -> None:
-        if order.key:
-            self._answers[order.key] = answer
-            while len(self._answers) > _KEPT_KEYS:
-                self._answers.popitem(last=False)
+    def _once(self, key: str | None, work: Callable[[], _Answer]) -> _Answer:
+        """Do what is asked for unless it was done before with the same key; then the answer is that of before."""
+        if key is not None and key in self._answers:
+            known = self._answers[key]
+            if isinstance(known, ChangeRefused):
+                raise type(known)(str(known))
+            return cast("_Answer", known)
+        answer: Change | ChangeRefused | None = None
+        try:
+            answer = done = work()
+        except LayoutError as error:
+            answer = refusal = ChangeRefused(str(error))
+            raise refusal from error
+        except ChangeRefused as refusal:
+            answer = refusal
+            raise
+        except BaseException:
+            key = None  # it was not decided
+            raise
+        finally:
+            if key is not None:
+                self._answers[key] = answer
+                while len(self._answers) > _KEPT_KEYS:
+                    self._answers.popitem(last=False)
+        return done
 
     def _adopt(self, roster: _Roster) -> Change | None:
         target = self._usable(roster.effective())

@@ -7,6 +7,7 @@
     |   +-- ChangeUnneeded     the pipeline has that layout already
     |   +-- ChangeSuperseded   it was asked for by an older generation than one accepted before
     |   +-- LastStage          a stage cannot leave: no other stage is there to take its layers
+    |   +-- PipelineAsleep     it sleeps and does not wake in time
     +-- ChangeBusy         another change is under way; carries its id
     +-- ChangeUnknown      no change of that id
     +-- NotMovableError    a request holds state that cannot be carried over (I7); the change is aborted
@@ -31,6 +32,10 @@ class ChangeSuperseded(ChangeRefused):
 
 class LastStage(ChangeRefused):
     """No other stage is there to take the layers of the one that wants to leave."""
+
+
+class PipelineAsleep(ChangeRefused):
+    """The pipeline sleeps and did not wake in time."""
 
 
 class ChangeBusy(ChangeError):

@@ -17,7 +17,6 @@ from runtime.migration.kv_transfer import KVSender
 from runtime.migration.precopy import PreCopy
 from runtime.transport.address import Neighbourhood
 from runtime.warm.kv_pool import KVPool, KVPoolShape
-from runtime.warm.memory import available_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -89,9 +88,6 @@ class Node(Protocol):
 
     def forget_copy(self, copy: str) -> None:
         """Take it no longer."""
-
-    def free_bytes(self) -> int:
-        """Return how much memory this node can still take."""
 
 
 class LocalNode:
@@ -194,9 +190,9 @@ class LocalNode:
             self._allowed.discard(copy)
             self._exchange.receiver.forget(copy)
 
-    def free_bytes(self) -> int:
-        """Return how much memory this host has left."""
-        return available_bytes()
+    def warm_bytes(self) -> int:
+        """Return how much memory the KV of this pipeline takes."""
+        return self._pool.touched_bytes() if self._pool else 0
 
     def close(self) -> None:
         """Give the KV back; nothing is started any more."""

@@ -40,7 +40,6 @@ from runtime.transport.gateway import Gateway
 from runtime.transport.priority import in_background
 from runtime.transport.socket_folder import SocketFolder
 from runtime.warm.kv_pool import KVPoolShape
-from runtime.warm.memory import available_bytes
 from runtime.warm.model_fetch import ModelFetch, ModelOrder
 from runtime.warm.node import LocalNode, NodeError
 from runtime.warm.zygote import Zygote
@@ -177,7 +176,6 @@ class NodeDaemon:
             ),
             "give_back": lambda hosted, arguments: hosted.node.give_back(_convert(arguments.get("first"), int)),
             "scrub": lambda hosted, arguments: hosted.node.scrub(_layers(hosted, arguments)),
-            "free_bytes": lambda *_: self._free_bytes(),
             "copy_begin": self._copy_begin,
             "copy_round": self._copy_round,
             "copy_stale": lambda hosted, arguments: self._copy(hosted, arguments).stale_bytes(),
@@ -417,10 +415,6 @@ class NodeDaemon:
         return hosted.copies[copy]
 
     # -- memory --------------------------------------------------------------------------------------------------------
-
-    def _free_bytes(self) -> int:
-        free = available_bytes()
-        return free if self._memory_bytes is None else min(free, self._memory_bytes - self._used_bytes())
 
     def _used_bytes(self) -> int:
         with self._lock:

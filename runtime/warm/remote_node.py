@@ -134,11 +134,6 @@ class RemoteNode:
         """Take it no longer."""
         self.call("copy_forget", copy=copy)
 
-    def free_bytes(self) -> int:
-        """Return how much memory the node can still take."""
-        free: int = self.call("free_bytes")
-        return free
-
 
 class _RemoteCopy:
     """A copy that another host sends."""

@@ -15,7 +15,7 @@ from runtime.migration.journal import Journal
 from runtime.migration.protocol import Fallback, Method
 from runtime.transport.frames import StageSpan
 
-ASKED = [{"layers": "1,3", "method": "pre_copy", "fallback": "abort", "key": "a#1", "generation": None}]
+ASKED = [{"layers": "1,3", "method": "pre_copy", "fallback": "abort", "key": "a#1"}]
 
 
 class FakeCoordinator:
@@ -34,10 +34,8 @@ class FakeCoordinator:
             ended=threading.Event(),
         )
 
-    def request(
-        self, layers: str, method: Method = Method.PRE_COPY, fallback: Fallback = Fallback.ABORT, key: Any = None
-    ):
-        return self._answer(layers, method, fallback, key)
+    def request(self, layers: str, *how: Any) -> Any:
+        return self._answer(layers, *how)
 
     find = cancel = _answer
 
@@ -76,24 +74,24 @@ def test_changes_are_answered_with_their_report(calls: ControlCalls, method: str
 
 
 def test_a_change_is_asked_for_once_a_key(calls: ControlCalls):
-    asked = ("1,3", Method.PRE_COPY, Fallback.ABORT, "a#1")
+    asked = ("1,3", Method.PRE_COPY, Fallback.ABORT, "a#1", None)
     assert calls.call("midstream.reconfigure", ASKED) == [{"id": "change-1", "asked": asked, "repeated": False}]
     assert calls.call("midstream.reconfigure", ASKED) == [{"id": "change-1", "asked": asked, "repeated": True}]
 
 
 def test_a_stage_that_leaves_is_a_change_and_one_without_layers_is_none(calls: ControlCalls):
-    (answer,) = calls.call("midstream.release", [7])
-    assert answer == {"change": None}
-    (answer,) = calls.call("midstream.release", [1])
+    (answer,) = calls.call("midstream.release", [7, None, None])
+    assert answer == {"change": None, "node": "local"}
+    (answer,) = calls.call("midstream.release", [1, None, None])
     assert answer["change"]["asked"][0] == "4"
-    (answer,) = calls.call("midstream.attach", [0, None])
+    (answer,) = calls.call("midstream.attach", [0, None, None, None])
     assert answer["refused"] == "busy"
 
 
 def test_a_change_of_a_pipeline_that_does_not_wake_is_refused(calls: ControlCalls, pipeline: SimpleNamespace):
     pipeline.sleep.wait_awake = lambda _: False
     (answer,) = calls.call("midstream.reconfigure", ASKED)
-    assert answer["refused"] == "invalid"
+    assert answer["refused"] == "asleep"
     assert "did not wake within 60 s" in answer["message"]
 
 

@@ -82,7 +82,8 @@ async def test_an_accepted_change_is_answered_with_its_first_report(http, engine
     engine.answers = [RUNNING]
     response = await http.post("/reconfigurations", json={"layers": "8,12,10"})
     assert (response.status_code, response.json()) == (202, RUNNING)
-    order = {"layers": "8,12,10", "method": "pre_copy", "fallback": "abort", "generation": None, "key": None}
+    order = {"layers": "8,12,10", "method": "pre_copy", "fallback": "abort", "generation": None}
+    order |= {"key": None, "traceparent": None}
     assert engine.calls == [("midstream.reconfigure", (order,))]
 
 
@@ -99,24 +100,28 @@ BUSY = {"refused": "busy", "message": "change-4 is under way", "change": "change
 
 
 async def test_a_stage_that_leaves_waits_for_its_turn_and_answers_when_it_has_left(http, engine: FakeEngine):
-    engine.answers = [BUSY, {"change": RUNNING}, RUNNING, COMMITTED]
-    response = await http.post("/stages/1/release", json={"within_s": 20})
+    engine.answers = [BUSY, {"change": RUNNING, "node": "local"}, RUNNING, COMMITTED]
+    body, headers = {"within_s": 20, "holder": "pod-1"}, {"Idempotency-Key": "/me#1"}
+    response = await http.post("/stages/1/release", json=body, headers=headers)
     answer = response.json()
     assert (response.status_code, answer["state"], answer["change"], answer["stage"]) == (200, "released", COMMITTED, 1)
     assert [call[0] for call in engine.calls] == ["midstream.release"] * 2 + ["midstream.report"] * 2
+    assert engine.calls[0][1] == (1, "pod-1", "/me#1")
 
 
 async def test_a_stage_that_comes_to_a_node_says_so(http, engine: FakeEngine):
-    engine.answers = [{"change": None}]
+    engine.answers = [{"change": None, "node": "edge-1"}]
     response = await http.post("/stages/0/attach", json={"node": "edge-1"})
-    assert (response.status_code, response.json()["state"]) == (200, "unchanged")
-    assert engine.calls == [("midstream.attach", (0, "edge-1"))]
+    answer = response.json()
+    assert (response.status_code, answer["state"], answer["node"]) == (200, "unchanged", "edge-1")
+    assert engine.calls == [("midstream.attach", (0, "edge-1", None, None))]
 
 
 @pytest.mark.parametrize(
     ("answers", "status", "kind"),
     [
         ([BUSY], 409, "busy"),
+        ([{"refused": "asleep", "message": "the pipeline sleeps"}], 503, "asleep"),
         ([{"refused": "last_stage", "message": "stage 1 is the last one"}], 409, "last_stage"),
         ([{"change": RUNNING}, RUNNING], 504, "late"),
         ([{"change": RUNNING}, COMMITTED | {"state": "aborted", "reason": "no memory"}], 409, "aborted"),

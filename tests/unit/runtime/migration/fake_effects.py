@@ -138,3 +138,6 @@ class FakeEffects(ChangeEffects):
             cost.requests_carried = 3
             if self._target is not None:
                 self.serving, self._target = self._target, None
+
+    def pause_ms(self, since: float, until: float) -> float | None:
+        return round(1e3 * (until - since), 1)

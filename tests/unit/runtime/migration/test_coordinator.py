@@ -149,8 +149,25 @@ def test_the_journal_tells_the_story_of_a_change(bench: Bench):
     bench.first_result_after_flip()
     change = bench.change()
     story = bench.journal.story(change.id)
-    assert [entry.event for entry in story] == ["planned", "prepare", "cutover", "release", "committed", "ended"]
-    assert story[0].details == {"source": "2,2", "target": "1,3"}
+    assert [entry.event for entry in story] == [
+        "planned",
+        "prepare",
+        "stage prepared",
+        "stage prepared",
+        "cutover",
+        "release",
+        "stage released",
+        "stage released",
+        "committed",
+        "ended",
+    ]
+    assert [(e.details["stage"], e.details["layers"]) for e in story if e.event == "stage prepared"] == [
+        (0, "0-0"),
+        (1, "1-3"),
+    ]
+    planned = {"source": "2,2", "target": "1,3", "from": "2,2", "to": "1,3", "state": "running", "ended_at": None}
+    assert {key: story[0].details[key] for key in planned} == planned
+    assert story[-1].details == change.report()
     assert story[-1].details["state"] == "committed"
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtime.layout import Layout, LayoutError
+from runtime.layout import Layout
 from runtime.migration.coordinator import Change, Coordinator
 from runtime.migration.desk import Desk, Order
 from runtime.migration.errors import ChangeBusy, ChangeRefused, ChangeSuperseded, ChangeUnneeded, LastStage
@@ -178,6 +178,31 @@ def test_a_stage_that_never_left_moves_to_the_node_it_is_announced_on():
     assert bench.do(bench.desk.attach(0, "b")) == "2@b,2@b"
 
 
+def test_what_is_asked_for_again_with_its_key_moves_nothing():
+    bench = make("1,2,1")
+    assert bench.do(bench.desk.release(1, key="r#1")) == "2,2"
+    assert bench.do(bench.desk.attach(1, key="a#1")) == "1,2,1"
+    again = bench.desk.release(1, key="r#1")
+    assert again is not None
+    assert (bench.do(again), again.machine.target) == ("1,2,1", Layout.parse("2,2", LAYERS))
+
+
+def test_of_two_instances_the_one_that_came_last_holds_the_stage():
+    bench = make("1,2,1")
+    assert bench.desk.attach(1, holder="old") is None
+    assert bench.desk.attach(1, holder="new") is None
+    assert bench.desk.release(1, holder="old") is None
+    assert bench.do(bench.desk.release(1, holder="new")) == "2,2"
+    assert bench.do(bench.desk.attach(1, holder="next")) == "1,2,1"
+    assert bench.do(bench.desk.release(1)) == "2,2"
+
+
+def test_the_node_of_a_stage_is_where_it_was_asked_for():
+    bench = make("2@a,2@b")
+    bench.do(bench.desk.release(1))
+    assert [bench.desk.node_of(stage) for stage in range(3)] == ["a", "b", "local"]
+
+
 def test_a_stage_that_does_not_exist_cannot_come_and_has_nothing_to_leave(bench: Bench):
     with pytest.raises(ChangeRefused, match="no stage 2: the layout 2,2 has stages 0 to 1"):
         bench.desk.attach(2)
@@ -224,6 +249,6 @@ def test_layers_are_not_given_to_a_node_that_is_lost():
 def test_with_no_node_left_to_take_the_layers_nothing_happens():
     bench = make("2@a,2@b")
     bench.lost.add("a")
-    with pytest.raises(LayoutError, match="no stage is left"):
+    with pytest.raises(ChangeRefused, match="no stage is left"):
         bench.desk.release(1)
     assert str(bench.effects.serving) == "2@a,2@b"

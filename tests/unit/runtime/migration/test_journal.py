@@ -1,7 +1,9 @@
 import threading
 import time
 
-from runtime.migration.journal import Journal
+import pytest
+
+from runtime.migration.journal import Entry, Journal
 
 
 def events(journal: Journal, subject: str | None = None, limit: int = 1000) -> list[str]:
@@ -77,3 +79,39 @@ def test_many_threads_may_tell_at_once_and_each_keeps_its_order():
         thread.join()
     for number in range(4):
         assert events(journal, f"t{number}") == [str(n) for n in range(200)]
+
+
+def test_a_listener_hears_what_is_told_from_then_on_in_order():
+    journal, heard = Journal(), list[Entry]()
+    journal.tell("change-1", "before")
+    journal.listen(heard.append)
+    for number in range(3):
+        journal.tell("change-1", str(number), of=3)
+    assert heard == journal.story()[1:]
+
+
+def test_a_listener_may_read_and_tell_the_journal_itself():
+    journal = Journal()
+
+    def answer(entry: Entry) -> None:
+        if entry.event == "asked":
+            journal.tell("echo", f"{entry.event} after {len(journal.story())}")
+
+    journal.listen(answer)
+    teller = threading.Thread(target=journal.tell, args=("change-1", "asked"), daemon=True)
+    teller.start()
+    teller.join(10)
+    assert events(journal) == ["asked", "asked after 1"]
+
+
+def test_a_listener_that_fails_disturbs_neither_who_tells_nor_other_listeners(caplog: pytest.LogCaptureFixture):
+    journal, heard = Journal(), list[str]()
+
+    def fail(entry: Entry) -> None:
+        raise ValueError(f"cannot bear {entry.event}")
+
+    journal.listen(fail)
+    journal.listen(lambda entry: heard.append(entry.event))
+    journal.tell("change-1", "planned")
+    assert heard == events(journal) == ["planned"]
+    assert "cannot bear planned" in caplog.text

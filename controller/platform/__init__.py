@@ -1,0 +1,1 @@
+"""The platform: run the same LLMPipeline object on this machine or on a cluster."""

@@ -1,0 +1,1 @@
+"""A CloudEvents broker for one machine, with the semantics of Knative's Broker and Trigger."""

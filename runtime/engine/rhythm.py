@@ -1,0 +1,67 @@
+"""How evenly the pipeline answers, and how much longer a change made it pause.
+
+The pause that counts is what a client sees (`midstream bench` measures it); this is the same figure from the inside,
+for every change and without a client: the largest gap between two answers while it ran, minus the median gap before.
+Time without any request is no gap.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_KEPT_GAPS = 8192
+_GAPS_BEFORE = 100
+
+
+class Rhythm:
+    """The latest gaps between answers. Thread-safe.
+
+    Args:
+        clock: seconds; what `pause_ms` is asked about is in the same.
+
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._since: float | None = None
+        self._gaps: deque[tuple[float, float]] = deque(maxlen=_KEPT_GAPS)  # begin and end
+
+    def asked(self) -> None:
+        """A batch was sent: from now on, if not before, an answer is waited for."""
+        with self._lock:
+            if self._since is None:
+                self._since = self._clock()
+
+    def answered(self) -> None:
+        """A batch was answered."""
+        now = self._clock()
+        with self._lock:
+            if self._since is not None:
+                self._gaps.append((self._since, now))
+            self._since = now
+
+    def idle(self) -> None:
+        """There is no request any more."""
+        with self._lock:
+            self._since = None
+
+    def pause_ms(self, since: float, until: float) -> float | None:
+        """Return by how much the largest gap that touches [since, until] exceeds the median of those before, in ms.
+
+        None when nothing was answered in that time or nothing before it.
+        """
+        with self._lock:
+            gaps = list(self._gaps)
+        during = [end - begin for begin, end in gaps if end >= since and begin <= until]
+        before = [end - begin for begin, end in gaps if end < since][-_GAPS_BEFORE:]
+        if not during or not before:
+            return None
+        return round(1e3 * max(0.0, max(during) - statistics.median(before)), 1)

@@ -1,0 +1,1 @@
+"""CloudEvents: what Midstream's parts tell each other and the world."""
