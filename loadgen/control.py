@@ -10,6 +10,7 @@ Fields of a report that a server leaves out are None here, so that a missing fig
 
 import os
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -52,6 +53,7 @@ class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     pid: int
+    node: str | None = None
 
 
 class RecoveryReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +76,8 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
     stages: tuple[StageStatus, ...] = ()
     recoveries: int = 0
     last_recovery: RecoveryReport | None = None
+    spare_stages: dict[str, int] = {}
+    """How many stages wait for a role on each node that is there."""
 
 
 class ControlClient:
@@ -151,6 +155,24 @@ class ControlClient:
         if report.state == "aborted":
             raise ChangeFailedError(f"{report.id} to {layers} was aborted: {report.reason}")
         return report
+
+    async def change_capacity(self, limits: Mapping[str, int | bool]) -> None:
+        """Ask for other limits of what the pipeline holds at once; they change as soon as no batch is in flight.
+
+        Raises:
+            ChangeRefusedError: the server will not make this change, or not now.
+            ControlError: no answer, or one outside the contract.
+        """
+        await self._ask("POST", "/capacity", dict[str, Any], json=dict(limits))
+
+    async def capacity(self) -> dict[str, Any]:
+        """Return the limits now and at most, as the server gives them; raises ControlError."""
+        return await self._ask("GET", "/capacity", dict[str, Any])
+
+    async def story(self) -> list[dict[str, Any]]:
+        """Return the newest entries of the server's journal, as they are; raises ControlError."""
+        told = await self._ask("GET", "/story", dict[str, list[dict[str, Any]]])
+        return told["events"]
 
     async def _ask(self, method: str, path: str, answer: type[_T], **kwargs: Any) -> _T:
         try:

@@ -14,6 +14,9 @@ a quiet moment, faster than any real link would carry it. The last round of a mi
 bursts of some hundred KB, so the bursts here are as small as still gave the full rate (0.3 to 1.3 ms of it). Segments
 that the kernel would have joined (tso, gso, gro) would be shaped in lumps: that is switched off.
 
+A link can be cut (`Link.cuts`) in two ways that the ends notice differently: pulled, so that the near end loses its
+carrier, or silent, where both ends send to an address that nobody has and neither is told.
+
 Caveats: needs root, `ip` and `tc`, and Linux' veth and tbf. `setns` is a thread's own, so this must be used on the
 main thread, before others are started that should see the link. There is no delay on the link beyond its queue (20 ms
 at most). A process that is killed with SIGKILL leaves its namespaces, whose names carry its id, behind.
@@ -27,9 +30,9 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from loadgen.clock import now_ns
@@ -39,6 +42,7 @@ LOOPBACK = "loopback"
 
 _NEAR_ADDRESS, _FAR_ADDRESS = "10.213.77.1", "10.213.77.2"
 _NEAR_DEVICE, _FAR_DEVICE = "ms-near", "ms-far"
+_NOBODY = "02:00:00:00:00:01"  # a hardware address that no end of the link has
 _MEASURED_S = 0.5
 _MEASURE_DEADLINE_S = 30.0
 _SYSTEM_FOLDERS = "/usr/sbin:/sbin"  # Debian keeps ip and tc there, outside a user's path
@@ -60,6 +64,17 @@ RATES = {"1gbit": Rate("1gbit", 1e9, "32kb"), "100mbit": Rate("100mbit", 1e8, "1
 KINDS = (*RATES, LOOPBACK)
 
 
+Command = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A way to cut a link so that nothing passes in either direction: what cuts it, and what heals it."""
+
+    cut: tuple[Command, ...]
+    heal: tuple[Command, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """A link that is up.
@@ -69,6 +84,7 @@ class Link:
         far_command: What to put before a command so that it runs at the far end.
         device: Network device of the near end that carries all of it; None where it is shared with others.
         facts: What is to be reported of it.
+        cuts: Ways to cut it, by name; none where others use it too.
     """
 
     near: str
@@ -76,6 +92,39 @@ class Link:
     far_command: tuple[str, ...]
     device: str | None
     facts: dict[str, Any]
+    cuts: Mapping[str, Cut] = field(default_factory=dict)
+
+
+def cuts(near: str, far: str, ip: str = "ip") -> dict[str, Cut]:
+    """Return the ways to cut the link between the namespaces `near` and `far`.
+
+    The near end stays up when the link is pulled: its own address would go with it, which others there use.
+    """
+    ends = ((near, _FAR_ADDRESS, _NEAR_DEVICE), (far, _NEAR_ADDRESS, _FAR_DEVICE))
+    return {
+        "pulled": Cut(
+            ((ip, "-n", far, "link", "set", _FAR_DEVICE, "down"),), ((ip, "-n", far, "link", "set", _FAR_DEVICE, "up"),)
+        ),
+        "silent": Cut(
+            tuple(
+                (ip, "-n", space, "neigh", "replace", peer, "lladdr", _NOBODY, "dev", device, "nud", "permanent")
+                for space, peer, device in ends
+            ),
+            tuple((ip, "-n", space, "neigh", "del", peer, "dev", device) for space, peer, device in ends),
+        ),
+    }
+
+
+def carry_out(commands: tuple[Command, ...]) -> None:
+    """Run the commands that cut or heal a link, in their order.
+
+    Raises:
+        LinkError: one of them failed.
+    """
+    for command in commands:
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise LinkError(f"`{' '.join(command)}` says {done.stderr.strip()!r}")
 
 
 def setup_commands(near: str, far: str, rate: Rate, ip: str = "ip", tc: str = "tc") -> list[tuple[str, ...]]:
@@ -132,7 +181,9 @@ def joined(kind: str) -> Iterator[Link]:
                 "measured_mbit_per_s": _measured(near, far, rate),
                 "offloads": offloads,
             }
-            yield Link(_NEAR_ADDRESS, _FAR_ADDRESS, (ip, "netns", "exec", far), _NEAR_DEVICE, facts)
+            yield Link(
+                _NEAR_ADDRESS, _FAR_ADDRESS, (ip, "netns", "exec", far), _NEAR_DEVICE, facts, cuts(near, far, ip)
+            )
         finally:
             _set_namespace(home.fileno())
             # The device first: a namespace lives on while some thread of this process is in it.

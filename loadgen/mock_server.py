@@ -22,6 +22,7 @@ from starlette.routing import Route
 from loadgen.mock_engine import Behaviour, Fault, FaultKind, MockEngine, Sent
 
 MODEL = "mock-model"
+_MOST = {"kv_blocks": 1000, "max_requests": 100, "max_batch_tokens": 2048}
 _PID = 10_000_000  # beyond the largest id Linux gives out: nobody can be hit by mistake
 
 
@@ -36,6 +37,8 @@ class MockServer:
         self.changes: dict[str, dict[str, Any]] = {}
         self.ended: dict[str, asyncio.Event] = {}
         self.recoveries: list[dict[str, Any]] = []
+        self.capacity = dict(_MOST)
+        self._nodes = [node for part in layers.split(",") if (node := part.partition("@")[2])]
         self._stages = [f"stage-{number}" for number in range(1, len(layers.split(",")) + 1)]
         self._requests = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -51,6 +54,8 @@ class MockServer:
                 Route(f"{prefix}/status", self._status),
                 Route(f"{prefix}/reconfigurations", self._reconfigure, methods=["POST"]),
                 Route(f"{prefix}/reconfigurations/{{id}}", self._report),
+                Route(f"{prefix}/capacity", self._capacity, methods=["GET", "POST"]),
+                Route(f"{prefix}/story", self._story),
             ]
         )
 
@@ -108,6 +113,7 @@ class MockServer:
                 "phase": "prepare" if running else "serving",
                 "layers": self.layers,
                 "stages": [{"name": name, "pid": _PID + rank} for rank, name in enumerate(self._stages)],
+                "spare_stages": dict.fromkeys(self._nodes, 1),
                 "recoveries": len(self.recoveries),
                 "last_recovery": self.recoveries[-1] if self.recoveries else None,
                 "change": running,
@@ -194,6 +200,15 @@ class MockServer:
         except TimeoutError:
             pass
         return JSONResponse(change)
+
+    async def _capacity(self, request: Request) -> Response:
+        asked = await request.json() if request.method == "POST" else {}
+        self.capacity |= {name: value for name, value in asked.items() if name in _MOST}
+        return JSONResponse({**self.capacity, "at_most": _MOST, "waiting": False}, status_code=202 if asked else 200)
+
+    async def _story(self, _: Request) -> Response:
+        told = [{"at": each["started_at"], "subject": name, "event": "planned"} for name, each in self.changes.items()]
+        return JSONResponse({"events": told})
 
 
 def _choice(sent: Sent, wants_ids: bool) -> dict[str, Any]:

@@ -96,11 +96,12 @@ async def node_runtimes(
         ServerError: one of them did not become ready.
     """
     processes = tuple(
-        NodeProcess(
-            node.name,
-            _run_command(node, folder, node_command),
-            log_path=log_dir / f"{node.name}.log",
+        node_process(
+            node,
+            folder,
+            node_command,
             env=env,
+            log_path=log_dir / f"{node.name}.log",
             start_deadline_s=start_deadline_s,
         )
         for node in nodes
@@ -112,10 +113,19 @@ async def node_runtimes(
         await asyncio.gather(*(process.stop() for process in processes))
 
 
-def _run_command(node: Machine, folder: Path, node_command: Sequence[str]) -> list[str]:
-    state = str(folder / node.name)
-    named = ["--name", node.name, "--state", state, "--listen", node.address]
-    return [*node.command, *node_command, "run", *named, *node.options]
+def node_process(
+    node: Machine,
+    folder: Path,
+    node_command: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    log_path: Path,
+    start_deadline_s: float,
+) -> NodeProcess:
+    """Make the process of an enrolled node, not started; `log_path` must be a new file each time."""
+    named = ["--name", node.name, "--state", str(folder / node.name), "--listen", node.address]
+    argv = [*node.command, *node_command, "run", *named, *node.options]
+    return NodeProcess(node.name, argv, log_path=log_path, env=env, start_deadline_s=start_deadline_s)
 
 
 def _certificate(folder: Path, machine: Machine) -> Path:

@@ -80,7 +80,7 @@ make_base() {
         container="$(buildah "${storage[@]}" from scratch)"
         tar --directory "$scratch/root" --create --file "$scratch/root.tar" .
         buildah "${storage[@]}" add --quiet "$container" "$scratch/root.tar" / >&2
-        buildah "${storage[@]}" config --cmd /bin/bash --env PATH=/usr/local/bin:/usr/bin:/bin "$container" >&2
+        buildah "${storage[@]}" config --cmd /bin/bash --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container" >&2
         buildah "${storage[@]}" commit --quiet --rm "$container" "$image" >&2
         rm -rf "$scratch"
     fi

@@ -1,11 +1,12 @@
 """The link between two machines: which commands make it, and what is said where it cannot be made."""
 
 import socket
+import sys
 
 import pytest
 
 from loadgen.errors import LinkError
-from loadgen.link import KINDS, RATES, joined, missing, setup_commands
+from loadgen.link import KINDS, RATES, carry_out, cuts, joined, missing, setup_commands
 
 
 def test_both_ends_are_shaped_to_the_rate_and_brought_up_with_their_own_loopback():
@@ -86,3 +87,26 @@ def test_loopback_needs_nothing_and_changes_nothing():
 
 def test_every_rate_is_a_kind():
     assert KINDS == ("1gbit", "100mbit", "loopback")
+
+
+def test_a_link_is_cut_at_its_far_end_or_in_silence_at_both_and_healed_by_the_reverse():
+    lines = {
+        way: ([" ".join(command) for command in cut.cut], [" ".join(command) for command in cut.heal])
+        for way, cut in cuts("left", "right").items()
+    }
+    nobody = "lladdr 02:00:00:00:00:01"
+    assert lines == {
+        "pulled": (["ip -n right link set ms-far down"], ["ip -n right link set ms-far up"]),
+        "silent": (
+            [
+                f"ip -n left neigh replace 10.213.77.2 {nobody} dev ms-near nud permanent",
+                f"ip -n right neigh replace 10.213.77.1 {nobody} dev ms-far nud permanent",
+            ],
+            ["ip -n left neigh del 10.213.77.2 dev ms-near", "ip -n right neigh del 10.213.77.1 dev ms-far"],
+        ),
+    }
+
+
+def test_a_cut_that_fails_says_what_and_why():
+    with pytest.raises(LinkError, match=r"raise SystemExit\('no such device'\)` says 'no such device'"):
+        carry_out(((sys.executable, "-c", "raise SystemExit('no such device')"),))
