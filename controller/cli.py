@@ -320,6 +320,24 @@ def bench_wake(
     )
 
 
+@bench_app.command("device")
+def bench_device(
+    device: Annotated[str, typer.Option(help="cuda, or host: the same steps in host memory.")] = "cuda",
+    layers: Annotated[int, typer.Option(help="Layers of each of two KV pools.")] = 16,
+    blocks: Annotated[int, typer.Option(help="KV blocks of each layer, 64 KiB each.")] = 256,
+    repeat: Annotated[int, typer.Option(help="How often everything is measured.")] = 5,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure state paths of a GPU with torch alone: attach, copy, kill and flip."""
+    from loadgen.gpu_bench import DeviceOptions, render, run
+
+    _measure(
+        lambda: run(DeviceOptions(device=device, layers=layers, blocks=blocks, repeat=repeat), say=err.print),
+        render,
+        json_output=json_output,
+    )
+
+
 @bench_app.command("migrate")
 def bench_migrate(
     link: Annotated[
