@@ -36,6 +36,7 @@ lint: install ## Check style, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	for function in functions/*/; do MYPYPATH=$$function $(BIN)/mypy -p function || exit 1; done
 	$(BIN)/lint-imports
 
 bench: install ## Measure a live re-split next to stock vLLM

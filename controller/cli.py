@@ -388,6 +388,44 @@ def bench_migrate(
     )
 
 
+@bench_app.command("soak")
+def bench_soak(
+    kills: Annotated[int, typer.Option(help="Kills and cuts of the link after which it ends.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the schedule; the same seed makes the same steps.")] = 1,
+    link: Annotated[
+        str, typer.Option(help="What joins the nodes: 1gbit or 100mbit (needs root, ip, tc), or loopback, never cut.")
+    ] = "loopback",
+    layers: Annotated[str, typer.Option(help="Layers per stage at the beginning.")] = "15@edge-1,15@edge-2",
+    streams: Annotated[int, typer.Option(help="Closed-loop clients, greedy and seeded.")] = 4,
+    tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 96,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the longest prompts, roughly.")] = 400,
+    model: Annotated[str | None, typer.Option(help="Hugging Face id or folder; default: the built-in model.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Kill stages, node runtimes and the link at random under load; compare every answer, and what is left."""
+    from loadgen.soak_bench import SoakOptions, render, run
+
+    result = _measure(
+        lambda: run(
+            SoakOptions(
+                kills=kills,
+                seed=seed,
+                link=link,
+                layers_from=layers,
+                streams=streams,
+                tokens=tokens,
+                prompt_tokens=prompt_tokens,
+                model=model,
+            ),
+            say=err.print,
+        ),
+        render,
+        json_output=json_output,
+    )
+    if not result["passed"]:
+        raise typer.Exit(FAILED)
+
+
 @app.command()
 def demo() -> None:
     """Stream one answer while its pipeline is re-split twice, and check that nobody could have noticed."""
@@ -423,8 +461,8 @@ def _measure(
     render: Callable[[dict[str, Any]], Table],
     *,
     json_output: bool,
-) -> None:
-    """Run an experiment and print its result as a table, or as one JSON object."""
+) -> dict[str, Any]:
+    """Run an experiment, print its result as a table or as one JSON object, and return it."""
     import asyncio
 
     from loadgen.errors import LoadgenError
@@ -437,6 +475,7 @@ def _measure(
         print(json.dumps(result))
     else:
         out.print(render(result))
+    return result
 
 
 def _print_report(report: dict[str, Any]) -> None:

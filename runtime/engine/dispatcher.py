@@ -109,6 +109,8 @@ class Dispatcher:
         on_settled: called without the lock when a chain's probation is over (its epoch).
         on_failed: called without the lock when a batch was rejected or its stages are gone (epoch, reason).
         tell: takes (request id, event, details...) for the journal.
+        on_computed: called without the lock with every batch that was computed, its epoch and what its stages did,
+            before its output is known; for traces.
 
     """
 
@@ -116,6 +118,7 @@ class Dispatcher:
     on_settled: Callable[[int], None]
     on_failed: Callable[[int, str], None]
     tell: Callable[..., None] = _tell_nobody
+    on_computed: Callable[[ScheduledBatch, int, Sequence[StageSpan]], None] | None = None
     counters: DispatchCounters = field(default_factory=DispatchCounters)
     rhythm: Rhythm = field(default_factory=Rhythm)
     trace: deque[TracedBatch] = field(default_factory=lambda: deque(maxlen=_TRACE_LENGTH))
@@ -271,6 +274,8 @@ class Dispatcher:
             self._changed.notify_all()
         for entry in revealed:
             if entry.output is not None:
+                if self.on_computed is not None:
+                    self.on_computed(entry.batch, entry.epoch, entry.spans)
                 entry.future.set_result(entry.output)
         if over is not None:
             self.on_settled(over)

@@ -22,6 +22,7 @@ from runtime.engine.errors import EngineError, UnsupportedFeature
 from runtime.engine.fleet import GatewaySettings
 from runtime.engine.messages import BatchOutput, ScheduledBatch, batch_from_vllm, grammar_from_vllm, output_to_vllm
 from runtime.engine.pipeline import Depth, Pipeline
+from runtime.engine.tracing import Tracing
 from runtime.events.pipeline_name import pipeline_name
 from runtime.events.publisher import Publisher, PublisherError
 from runtime.layout import Layout, even_split
@@ -108,6 +109,7 @@ class PipelineExecutor(Executor):
             raise EngineError(f"events cannot be published: {error}") from error
         if self._publisher is not None:
             self.pipeline.journal.listen(self._publisher.told)
+        self._tracing = Tracing.start(config, self.pipeline.journal, self.pipeline.dispatcher)
         self._control = ControlCalls(self.pipeline, self.model_config.served_model_name, self.version)
         self._kv_specs = self.pipeline.start()
         _depths[id(config)] = self.pipeline.depth
@@ -245,3 +247,5 @@ class PipelineExecutor(Executor):
         self.pipeline.close()
         if self._publisher is not None:
             self._publisher.close()
+        if self._tracing is not None:
+            self._tracing.close()

@@ -13,6 +13,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from runtime.engine.capacity import Capacity
 from runtime.engine.executor import PipelineExecutor
+from runtime.engine.tracing import tracing_of
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -30,6 +31,7 @@ class PipelineScheduler(Scheduler):
         if self._depth.pipeline is not None:
             self._capacity = self._depth.capacity = Capacity(self, self._depth.pipeline)
             self._depth.change_capacity = self.change_capacity
+        self._tracing = tracing_of(self.vllm_config)
         self._batches_in_flight = 0
         self._nothing_to_schedule = False
         # Stages but the last learn sampled tokens from the scheduler, whatever the number of stages is at the moment.
@@ -82,6 +84,8 @@ class PipelineScheduler(Scheduler):
     def add_request(self, request: Request) -> None:
         """Take a new request, which can be scheduled."""
         self._nothing_to_schedule = False
+        if self._tracing is not None:
+            self._tracing.came(request.request_id, request.trace_headers)
         super().add_request(request)
 
     def finish_requests(self, *args: Any, **kwargs: Any) -> Any:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
 
 _POLL_S = 0.1
+_LOOK_AGAIN_S = 1.0
 _MOST_WAIT_S = 300.0
 _STATUS_OF = {
     "busy": 409,
@@ -251,11 +252,26 @@ async def _call(
     if refusal is not None:
         return _error(refusal[0], refusal[1], "access_denied")
     engine: EngineClient = request.app.state.midstream_engine
-    (answer,) = await engine.collective_rpc(f"midstream.{method}", args=arguments)
+    answer = await _ask(engine, method, arguments)
+    if answer is None:
+        return _error(503, "the engine has ended, and this server is ending too", "unavailable")
     if isinstance(answer, dict) and "refused" in answer:
         kind = answer["refused"]
         return _error(_STATUS_OF[kind], answer["message"], kind, change=answer.get("change"))
     return JSONResponse({wrap: answer} if wrap else answer, success)
+
+
+async def _ask(engine: EngineClient, method: str, arguments: tuple[object, ...]) -> Any:
+    """Call the pipeline; None when the engine has ended, of which nobody tells who waits for its answer."""
+    call = asyncio.ensure_future(engine.collective_rpc(f"midstream.{method}", args=arguments))
+    try:
+        while not (await asyncio.wait({call}, timeout=_LOOK_AGAIN_S))[0]:
+            if engine.errored:
+                return None
+    finally:
+        call.cancel()
+    (answer,) = call.result()
+    return answer
 
 
 def _content(response: JSONResponse) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The control API over a stand-in for the engine: what its answers become in HTTP, and who is let in."""
 
+import asyncio
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from typing import Any
@@ -8,6 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from runtime.head import control_api
 from runtime.head.access import TOKEN_VARIABLE
 from runtime.head.control_api import ControlPlugin
 from runtime.head.hold import HoldLimits
@@ -23,9 +25,12 @@ class FakeEngine:
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.answers: list[Any] = [{}]
+        self.errored = False
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
         self.calls.append((method, args))
+        if self.errored:
+            await asyncio.Event().wait()  # as vLLM's client does: nobody fails the future
         return [self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]]
 
 
@@ -94,6 +99,13 @@ async def test_a_request_that_was_known_is_answered_with_200(http, engine: FakeE
     assert response.status_code == 200
     (order,) = engine.calls[0][1]
     assert (order["key"], order["generation"]) == ("/me#1", 3)
+
+
+async def test_who_asks_an_engine_that_has_ended_is_told_so(http, engine: FakeEngine, monkeypatch):
+    monkeypatch.setattr(control_api, "_LOOK_AGAIN_S", 0.01)
+    engine.errored = True
+    response = await http.get("/status")
+    assert (response.status_code, response.json()["error"]["type"]) == (503, "unavailable")
 
 
 BUSY = {"refused": "busy", "message": "change-4 is under way", "change": "change-4"}
