@@ -1,12 +1,13 @@
 # Thin targets: each makes the virtual environment by itself and needs only Python, pip and a package registry.
 PYTHON ?= python3
 VENV ?= .venv
+KSERVE_VENV ?= .venv-kserve
 BIN := $(VENV)/bin
 # cpu or gpu: which build of vLLM
 ENGINE ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint bench clean
+.PHONY: help install kserve-env demo test test-fast lint bench clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,12 +23,20 @@ $(VENV)/.installed: pyproject.toml
 	$(if $(filter cpu,$(ENGINE)),$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	touch $@
 
+# KServe's packages and those for functions need different versions of cloudevents.
+kserve-env: $(KSERVE_VENV)/.installed ## Make the environment of KServe's server, for its tests
+
+$(KSERVE_VENV)/.installed: runtime/head/kserve_server/requirements.txt
+	$(PYTHON) -m venv $(KSERVE_VENV)
+	$(KSERVE_VENV)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
 demo: install ## Re-split a model twice while it answers
 	$(BIN)/python -m runtime.model >/dev/null
 	$(BIN)/midstream demo
 
-test: install ## Run all tests
-	$(BIN)/python -m pytest
+test: install kserve-env ## Run all tests
+	MIDSTREAM_KSERVE_PYTHON=$(abspath $(KSERVE_VENV))/bin/python $(BIN)/python -m pytest
 
 test-fast: install ## Run the tests that need no engine
 	$(BIN)/python -m pytest -m "not engine"
@@ -42,5 +51,5 @@ lint: install ## Check style, types and layers
 bench: install ## Measure a live re-split next to stock vLLM
 	$(BIN)/midstream bench reconfigure
 
-clean: ## Remove the virtual environment
-	rm -rf $(VENV)
+clean: ## Remove the virtual environments
+	rm -rf $(VENV) $(KSERVE_VENV)

@@ -24,7 +24,7 @@ def main() -> None:
         raise SystemExit(f"{folder} holds no function: it has no function/__init__.py")
     os.environ.setdefault("LISTEN_ADDRESS", _LISTEN)
     sys.path.insert(0, str(folder))
-    from func_python.cloudevent import serve  # type: ignore[import-untyped] # it has no types
+    from func_python.cloudevent import serve
 
     serve(importlib.import_module("function").new)
 
