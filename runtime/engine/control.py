@@ -80,7 +80,7 @@ class ControlCalls:
             return [{"refused": "unknown", "message": str(error)}]
 
     def _status(self) -> dict[str, Any]:
-        return {**self._facts, **self._pipeline.status()}
+        return {**self._facts, **self._pipeline.status(), "wanted": str(self._desk.wanted())}
 
     def _reconfigure(self, order: dict[str, Any]) -> dict[str, Any]:
         self._wake()

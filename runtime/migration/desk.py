@@ -123,12 +123,16 @@ class Desk:
         with self._lock:
             return self._once(key, lambda: self._release(stage, holder))
 
-    def node_of(self, stage: int) -> str:
-        """Return the node of a stage, as it was asked for; this host for one that does not exist."""
+    def wanted(self) -> Layout:
+        """Return the layout that was asked for last, of which some stages may be away."""
         with self._lock:
             self._settle()
-            stages = (self._pending[1] if self._pending else self._settled).wanted.stages
-            return stages[stage].node if stage < len(stages) else LOCAL_NODE
+            return (self._pending[1] if self._pending else self._settled).wanted
+
+    def node_of(self, stage: int) -> str:
+        """Return the node of a stage, as it was asked for; this host for one that does not exist."""
+        stages = self.wanted().stages
+        return stages[stage].node if stage < len(stages) else LOCAL_NODE
 
     def _attach(self, stage: int, node: str | None, holder: str | None) -> Change | None:
         roster = self._roster()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _POLL_S = 0.05
 _ORDERLY_S = 150.0  # every child gets its time, one after the other
 _START_S = 5.0
+_LAST_MOMENT_S = 10.0
 
 
 def end(name: str | None) -> Iterator[str]:
@@ -70,9 +71,12 @@ def _end_supervisor(folder: PlatformFolder) -> None:
         return
     with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(record.supervisor.pid).terminate()
-    if not _released(folder, _ORDERLY_S):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            psutil.Process(record.supervisor.pid).kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        supervisor = psutil.Process(record.supervisor.pid)
+        if not _released(folder, _ORDERLY_S):
+            supervisor.kill()
+        if record.supervisor.is_alive():  # it lets the name go a moment before it ends
+            psutil.wait_procs([supervisor], _LAST_MOMENT_S)
 
 
 def _its_record(folder: PlatformFolder) -> PlatformRecord | None:

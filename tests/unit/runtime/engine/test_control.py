@@ -65,7 +65,9 @@ def test_only_names_of_this_project_are_control_calls(calls: ControlCalls):
 
 
 def test_the_status_says_what_serves_and_which_model_and_engine(calls: ControlCalls):
-    assert calls.call("midstream.status", []) == [{"model": "m", "vllm_version": "0.32.0", "epoch": 3}]
+    assert calls.call("midstream.status", []) == [
+        {"model": "m", "vllm_version": "0.32.0", "epoch": 3, "wanted": "2,2"}
+    ]
 
 
 @pytest.mark.parametrize("method", ["report", "cancel"])
