@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from runtime.engine.pipeline import Pipeline
+    from runtime.migration.coordinator import Change
 
 PREFIX = "midstream."
 _KINDS = {
@@ -36,7 +37,6 @@ _KINDS = {
     LastStage: "last_stage",
     PipelineAsleep: "asleep",
 }
-_WAKE_TIMEOUT_S = 60.0
 
 
 class ControlCalls:
@@ -45,7 +45,10 @@ class ControlCalls:
     def __init__(self, pipeline: Pipeline, model: str | list[str], version: str) -> None:
         self._pipeline = pipeline
         self._desk = Desk(
-            pipeline.coordinator, pipeline.layout, lambda layout: layout.without(pipeline.nodes.lost_names())
+            pipeline.coordinator,
+            pipeline.layout,
+            lambda layout: layout.without(pipeline.nodes.lost_names()),
+            self._wake,
         )
         self._metrics = PipelineMetrics(pipeline)
         self._facts = {"model": model if isinstance(model, str) else model[0], "vllm_version": version}
@@ -80,28 +83,32 @@ class ControlCalls:
             return [{"refused": "unknown", "message": str(error)}]
 
     def _status(self) -> dict[str, Any]:
-        return {**self._facts, **self._pipeline.status(), "wanted": str(self._desk.wanted())}
+        return {
+            **self._facts,
+            **self._pipeline.status(),
+            "wanted": str(self._desk.wanted()),
+            "generation": self._desk.generation,
+        }
 
     def _reconfigure(self, order: dict[str, Any]) -> dict[str, Any]:
-        self._wake()
         change, repeated = self._desk.reconfigure(msgspec.convert(order, Order))
         return {**change.report(), "repeated": repeated}
 
     def _attach(self, stage: int, node: str | None, holder: str | None, key: str | None) -> dict[str, Any]:
-        self._wake()
-        change = self._desk.attach(stage, node, holder=holder, key=key)
-        return {"change": change.report() if change else None, "node": self._desk.node_of(stage)}
+        return self._moved(stage, self._desk.attach(stage, node, holder=holder, key=key))
 
     def _release(self, stage: int, holder: str | None, key: str | None) -> dict[str, Any]:
-        self._wake()
-        change = self._desk.release(stage, holder=holder, key=key)
-        return {"change": change.report() if change else None, "node": self._desk.node_of(stage)}
+        return self._moved(stage, self._desk.release(stage, holder=holder, key=key))
+
+    def _moved(self, stage: int, change: Change | None) -> dict[str, Any]:
+        report = None if change is None else change.report()
+        return {"change": report, "node": self._desk.node_of(stage), "away": self._desk.is_away(stage)}
 
     def _wake(self) -> None:
-        if not self._pipeline.sleep.wait_awake(_WAKE_TIMEOUT_S):
-            raise PipelineAsleep(
-                f"the pipeline sleeps and did not wake within {_WAKE_TIMEOUT_S:g} s; see the server's log"
-            )
+        """Have the pipeline woken if it sleeps; the engine's thread waits for nobody."""
+        if not self._pipeline.sleep.awake:
+            self._pipeline.sleep.wake()
+            raise PipelineAsleep("the pipeline sleeps and is being woken; ask again in a moment")
 
     def _report(self, change: str) -> dict[str, Any]:
         return self._pipeline.coordinator.find(change).report()

@@ -61,6 +61,11 @@ class Sleep:
         if self._after_s is not None:
             threading.Thread(target=self._watch, args=(self._after_s,), name="sleep", daemon=True).start()
 
+    @property
+    def awake(self) -> bool:
+        """Whether changes can be made now."""
+        return self._awake.is_set()
+
     def wake(self) -> None:
         """Wake the pipeline if it sleeps. Does not wait."""
         self._wanted.set()

@@ -185,7 +185,7 @@ class Publisher:
     # -- the publisher's thread --------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        with httpx.Client() as client:
+        with httpx.Client(trust_env=not is_loopback(httpx.URL(self._sink).host)) as client:
             while (taken := self._take()) is not None:
                 self._deliver(client, *taken)
 

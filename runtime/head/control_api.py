@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.1
 _LOOK_AGAIN_S = 1.0
+_WAKE_S = 60.0
 _MOST_WAIT_S = 300.0
 _STATUS_OF = {
     "busy": 409,
@@ -137,7 +138,8 @@ async def reconfigure(
     Asked again with the same `Idempotency-Key`: 200 with the report of the same change, or the same refusal.
     """
     order = {**body.model_dump(mode="json"), "key": key, "traceparent": traceparent}
-    response = await _call(request, "reconfigure", order, success=202)
+    call = partial(_call, request, "reconfigure", order, success=202)
+    response = await _patiently(call, {"asleep"}, time.monotonic() + _WAKE_S)
     if response.status_code == 202 and _content(response)["repeated"]:
         response.status_code = 200
     return response
@@ -222,14 +224,10 @@ async def _move(
     """Let a stage come or go, once no other change is under way, and answer when that has ended."""
     begun_at = time.monotonic()
     deadline = begun_at + within_s
-    while True:
-        response = await call()
-        answer = _content(response)
-        if answer.get("error", {}).get("type") != "busy" or time.monotonic() >= deadline:
-            break
-        await asyncio.sleep(_POLL_S)
+    response = await _patiently(call, {"asleep", "busy"}, deadline)
     if response.status_code != 200:
         return response
+    answer = _content(response)
     change, state = answer["change"], else_
     if change is not None:
         ended = await report(request, change["id"], max(0.0, deadline - time.monotonic()))
@@ -241,7 +239,9 @@ async def _move(
         if change["state"] != "committed":
             return _error(409, f"{change['id']} was aborted: {change['reason']}", "aborted", change=change["id"])
         state = done
-    ms = round(1e3 * (time.monotonic() - begun_at), 1)
+    elif answer["away"] and done == "attached":
+        state = "released"  # and so it stays, until somebody asks for it by event
+    ms = round(1e3 * (time.monotonic() - begun_at), 1) if change is None else change["total_ms"]
     return JSONResponse({"stage": stage, "node": answer["node"], "change": change, "state": state, "ms": ms})
 
 
@@ -259,6 +259,17 @@ async def _call(
         kind = answer["refused"]
         return _error(_STATUS_OF[kind], answer["message"], kind, change=answer.get("change"))
     return JSONResponse({wrap: answer} if wrap else answer, success)
+
+
+async def _patiently(call: Callable[[], Awaitable[JSONResponse]], kinds: set[str], deadline: float) -> JSONResponse:
+    """Call again as long as it is refused for one of these reasons, which pass."""
+    while True:
+        response = await call()
+        if response.status_code < 400 or time.monotonic() >= deadline:
+            return response
+        if _content(response)["error"]["type"] not in kinds:
+            return response
+        await asyncio.sleep(_POLL_S)
 
 
 async def _ask(engine: EngineClient, method: str, arguments: tuple[object, ...]) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
-from runtime.head.access import TOKEN_VARIABLE
+from runtime.head.access import TOKEN_VARIABLE, is_loopback
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -49,6 +49,7 @@ class ControlClient:
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 timeout=_TIMEOUT_S,
                 transport=transport,
+                trust_env=not is_loopback(httpx.URL(self._endpoint).host),  # no proxy leads to this machine itself
             )
         except httpx.InvalidURL as error:
             raise ControlError(

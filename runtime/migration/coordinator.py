@@ -125,6 +125,18 @@ class ChangeEffects(Protocol):
         """Return by how much the largest gap between answers in this time (unix seconds) exceeds the usual one."""
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """The coming ("prepared") or going ("released") of one stage, for which a change is made: what the world is told.
+
+    `stage` is its number in the layout that was asked for, which may have stages that are away.
+    """
+
+    what: str
+    stage: int
+    node: str
+
+
 @dataclass(slots=True)
 class Change:
     """One change and its report. `id` is unique together with `boot`; `request` is the key it was asked for with."""
@@ -134,6 +146,7 @@ class Change:
     boot: str
     request: str | None = None
     traceparent: str | None = None
+    move: Move | None = None
     cost: Cost = field(default_factory=Cost)
     started_at: float = field(default_factory=time.time)
     ended_at: float | None = None
@@ -211,10 +224,12 @@ class Coordinator:
         fallback: Fallback = Fallback.ABORT,
         request: str | None = None,
         traceparent: str | None = None,
+        move: Move | None = None,
     ) -> Change:
         """Accept a change to the layout `text` and start it; see `ChangeMachine` for how KV is moved.
 
-        `request` is what the change was asked for with and `traceparent` in which trace, for its report.
+        `request` is what the change was asked for with and `traceparent` in which trace, for its report; `move` the
+        stage for whose coming or going it is made.
 
         Raises:
             ChangeBusy: another one is under way.
@@ -230,7 +245,7 @@ class Coordinator:
             target = self._effects.plan(text)
             self._count += 1
             machine = ChangeMachine(f"change-{self._count}", self._effects.layout(), target, method, fallback)
-            change = Change(machine.change, machine, self.boot, request, traceparent, started_at=started_at)
+            change = Change(machine.change, machine, self.boot, request, traceparent, move, started_at=started_at)
             change.steps_ms[Step.PLAN] = round(1e3 * (time.perf_counter() - clock), 1)
             self._changes[change.id] = self._current = change
             while len(self._changes) > _KEPT_CHANGES:
@@ -339,12 +354,17 @@ class Coordinator:
             return LeaseLapsed(step)
 
     def _finish(self, change: Change) -> None:
-        change.ended_at = time.time()
-        change.pause_ms = self._effects.pause_ms(change.started_at, change.ended_at)
-        self._journal.tell(change.id, "ended", **change.report())
-        with self._lock:
+        ended_at = time.time()
+        pause_ms = self._effects.pause_ms(change.started_at, ended_at)
+        with self._lock:  # whoever sees that it has ended can ask for the next one
+            change.pause_ms, change.ended_at = pause_ms, ended_at
             self._current = None
-        change.ended.set()
+            change.ended.set()
+        report, move = change.report(), change.move
+        if move is not None and change.machine.step is Step.COMMITTED:
+            ms = report["total_ms"]
+            self._journal.tell(change.id, f"stage {move.what}", stage=move.stage, node=move.node, ms=ms)
+        self._journal.tell(change.id, "ended", **report)
 
     # -- effects -----------------------------------------------------------------------------------------------------
 
@@ -394,7 +414,9 @@ class Coordinator:
                 events.put(Failed(str(error)))
 
     def _tell_stages(self, change: Change, event: str, layout: Layout, other: Layout, since: float) -> None:
-        """Tell of every stage of `layout` that `other` does not have."""
+        """Tell of every stage of `layout` that `other` does not have, unless the change is for one stage."""
+        if change.move is not None:
+            return
         ms = round(1e3 * (time.perf_counter() - since), 1)
         for index, stage in enumerate(layout.stages):
             if stage not in other.stages:

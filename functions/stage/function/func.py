@@ -223,14 +223,14 @@ class Stage(EventFunction):
 
     def _attached(self) -> bool:
         try:
-            self._attach(self._settings.node)
+            moved = self._attach(self._settings.node)
         except ControlError as error:
             if str(error) != self._hindrance:
                 self._hindrance = str(error)
                 _log.warning("%s: not attached yet, trying again: %s", self._name, error)
             return False
-        self._standing = Standing.ATTACHED
-        _log.info("%s: attached", self._name)
+        self._standing = Standing.RELEASED if moved.get("state") == "released" else Standing.ATTACHED
+        _log.info("%s: %s", self._name, self._standing.value)
         return True
 
     def _leave(self, deadline: float) -> None:
@@ -240,9 +240,6 @@ class Stage(EventFunction):
         try:
             while self._turn.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 try:
-                    if self._standing is Standing.RELEASED:
-                        _log.info("%s: was released before, nothing to do", self._name)
-                        return
                     left_s = deadline - time.monotonic() - _ANSWER_S
                     if left_s <= 0:
                         break

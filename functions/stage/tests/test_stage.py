@@ -213,12 +213,18 @@ class TestLeaving:
         assert [call.path for call in head.calls[1:]] == [RELEASE]
         assert "leaving without being released: there is nobody to take the layers" in caplog.text
 
-    async def test_what_was_released_before_is_not_released_again(self, head, attached, ask):
-        head.says(RELEASE, (200, moved("released")))
+    async def test_what_was_released_by_event_is_released_once_more(self, head, attached, ask):
+        """Another layout may have brought its layers back; the head knows."""
+        head.says(RELEASE, (200, moved("released")), (200, moved("idle", None)))
         await ask(RELEASE_EVENT)
-        calls = len(head.calls)
         attached.stop()
-        assert len(head.calls) == calls
+        assert [call.path for call in head.calls[1:]] == [RELEASE, RELEASE]
+
+    async def test_a_stage_that_was_sent_away_stays_so_when_its_function_starts_anew(self, head, function, signals):
+        head.says(ATTACH, (200, moved("released", None)))
+        function.start({})
+        await until(lambda: function.ready()[0])
+        assert function.ready() == (True, "released")
 
     async def test_a_head_that_is_gone_does_not_hold_it(self, settings, caplog, monkeypatch):
         monkeypatch.setattr(func, "_HEAD_BACK_S", 0.3)

@@ -64,15 +64,15 @@ class Head:
     def __init__(self, port: int) -> None:
         self.port = port
         self.effects = FakeEffects("2,2")
-        self.awake = True
         journal = Journal()
         self.coordinator = Coordinator(self.effects, journal)
         self._pipeline: Any = SimpleNamespace(
             coordinator=self.coordinator,
             journal=journal,
             layout=self.effects.layout,
+            status=lambda: {"last_change": self.coordinator.last.report() if self.coordinator.last else None},
             nodes=SimpleNamespace(lost_names=frozenset),
-            sleep=SimpleNamespace(wait_awake=lambda _: self.awake),
+            sleep=SimpleNamespace(awake=True),
         )
         self.asked: list[str] = []
         self._server = uvicorn.Server(

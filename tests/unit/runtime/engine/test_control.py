@@ -34,7 +34,7 @@ class FakeCoordinator:
             ended=threading.Event(),
         )
 
-    def request(self, layers: str, *how: Any) -> Any:
+    def request(self, layers: str, *how: Any, move: Any = None) -> Any:
         return self._answer(layers, *how)
 
     find = cancel = _answer
@@ -48,7 +48,7 @@ def pipeline() -> SimpleNamespace:
         nodes=SimpleNamespace(lost_names=frozenset),
         journal=Journal(),
         status=lambda: {"epoch": 3},
-        sleep=SimpleNamespace(wait_awake=lambda _: True),
+        sleep=SimpleNamespace(awake=True),
         dispatcher=SimpleNamespace(trace=[TracedBatch(7, 2, 5, (StageSpan("stage-1", 1000, 3000),))]),
     )
 
@@ -66,7 +66,7 @@ def test_only_names_of_this_project_are_control_calls(calls: ControlCalls):
 
 def test_the_status_says_what_serves_and_which_model_and_engine(calls: ControlCalls):
     assert calls.call("midstream.status", []) == [
-        {"model": "m", "vllm_version": "0.32.0", "epoch": 3, "wanted": "2,2"}
+        {"model": "m", "vllm_version": "0.32.0", "epoch": 3, "wanted": "2,2", "generation": 0}
     ]
 
 
@@ -83,18 +83,29 @@ def test_a_change_is_asked_for_once_a_key(calls: ControlCalls):
 
 def test_a_stage_that_leaves_is_a_change_and_one_without_layers_is_none(calls: ControlCalls):
     (answer,) = calls.call("midstream.release", [7, None, None])
-    assert answer == {"change": None, "node": "local"}
+    assert answer == {"change": None, "node": "local", "away": False}
     (answer,) = calls.call("midstream.release", [1, None, None])
     assert answer["change"]["asked"][0] == "4"
     (answer,) = calls.call("midstream.attach", [0, None, None, None])
     assert answer["refused"] == "busy"
 
 
-def test_a_change_of_a_pipeline_that_does_not_wake_is_refused(calls: ControlCalls, pipeline: SimpleNamespace):
-    pipeline.sleep.wait_awake = lambda _: False
+def test_a_pipeline_that_sleeps_is_woken_and_nobody_waits_for_it(calls: ControlCalls, pipeline: SimpleNamespace):
+    woken = []
+    pipeline.sleep = SimpleNamespace(awake=False, wake=lambda: woken.append(1))
     (answer,) = calls.call("midstream.reconfigure", ASKED)
-    assert answer["refused"] == "asleep"
-    assert "did not wake within 60 s" in answer["message"]
+    assert (answer["refused"], "is being woken" in answer["message"], woken) == ("asleep", True, [1])
+    pipeline.sleep.awake = True
+    assert calls.call("midstream.reconfigure", ASKED)[0]["id"] == "change-1"
+
+
+def test_a_stage_for_which_nothing_has_to_be_done_does_not_wake_the_pipeline(
+    calls: ControlCalls, pipeline: SimpleNamespace
+):
+    pipeline.sleep = SimpleNamespace(awake=False)  # without `wake`
+    assert calls.call("midstream.attach", [1, None, "pod", None])[0]["change"] is None
+    assert calls.call("midstream.attach", [7, None, "pod", None])[0]["refused"] == "invalid"
+    assert calls.call("midstream.release", [7, "pod", None])[0]["change"] is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from runtime.head.hold import HoldLimits
 from runtime.phase import PHASE_VARIABLE, Phase, make_phase_word, open_phase_word
 
 RUNNING = {"id": "change-1", "state": "running", "ended_at": None, "repeated": False}
-COMMITTED = {"id": "change-1", "state": "committed", "ended_at": 1.5}
+COMMITTED = {"id": "change-1", "state": "committed", "ended_at": 1.5, "total_ms": 12.5}
 
 
 class FakeEngine:
@@ -109,20 +109,32 @@ async def test_who_asks_an_engine_that_has_ended_is_told_so(http, engine: FakeEn
 
 
 BUSY = {"refused": "busy", "message": "change-4 is under way", "change": "change-4"}
+ASLEEP = {"refused": "asleep", "message": "the pipeline sleeps"}
+
+
+async def test_a_change_of_a_pipeline_that_sleeps_is_asked_for_until_it_is_awake(http, engine: FakeEngine):
+    engine.answers = [ASLEEP, ASLEEP, RUNNING]
+    response = await http.post("/reconfigurations", json={"layers": "8,12,10"})
+    assert (response.status_code, len(engine.calls)) == (202, 3)
+
+
+async def test_a_stage_that_was_sent_away_is_told_so_when_its_function_comes(http, engine: FakeEngine):
+    engine.answers = [{"change": None, "node": "local", "away": True}]
+    assert (await http.post("/stages/0/attach", json={})).json()["state"] == "released"
 
 
 async def test_a_stage_that_leaves_waits_for_its_turn_and_answers_when_it_has_left(http, engine: FakeEngine):
-    engine.answers = [BUSY, {"change": RUNNING, "node": "local"}, RUNNING, COMMITTED]
+    engine.answers = [BUSY, ASLEEP, {"change": RUNNING, "node": "local", "away": True}, RUNNING, COMMITTED]
     body, headers = {"within_s": 20, "holder": "pod-1"}, {"Idempotency-Key": "/me#1"}
     response = await http.post("/stages/1/release", json=body, headers=headers)
     answer = response.json()
     assert (response.status_code, answer["state"], answer["change"], answer["stage"]) == (200, "released", COMMITTED, 1)
-    assert [call[0] for call in engine.calls] == ["midstream.release"] * 2 + ["midstream.report"] * 2
+    assert [call[0] for call in engine.calls] == ["midstream.release"] * 3 + ["midstream.report"] * 2
     assert engine.calls[0][1] == (1, "pod-1", "/me#1")
 
 
 async def test_a_stage_that_comes_to_a_node_says_so(http, engine: FakeEngine):
-    engine.answers = [{"change": None, "node": "edge-1"}]
+    engine.answers = [{"change": None, "node": "edge-1", "away": False}]
     response = await http.post("/stages/0/attach", json={"node": "edge-1"})
     answer = response.json()
     assert (response.status_code, answer["state"], answer["node"]) == (200, "unchanged", "edge-1")
@@ -133,7 +145,7 @@ async def test_a_stage_that_comes_to_a_node_says_so(http, engine: FakeEngine):
     ("answers", "status", "kind"),
     [
         ([BUSY], 409, "busy"),
-        ([{"refused": "asleep", "message": "the pipeline sleeps"}], 503, "asleep"),
+        ([ASLEEP], 503, "asleep"),
         ([{"refused": "last_stage", "message": "stage 1 is the last one"}], 409, "last_stage"),
         ([{"change": RUNNING}, RUNNING], 504, "late"),
         ([{"change": RUNNING}, COMMITTED | {"state": "aborted", "reason": "no memory"}], 409, "aborted"),

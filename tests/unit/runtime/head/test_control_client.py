@@ -1,5 +1,7 @@
 import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import pytest
@@ -145,3 +147,24 @@ def test_the_token_of_the_environment_is_sent_when_there_is_one(monkeypatch: pyt
         with client(answer) as control:
             control.status()
     assert seen == [None, "Bearer s3cret"]
+
+
+def test_no_proxy_is_asked_for_the_way_to_this_machine(monkeypatch: pytest.MonkeyPatch):
+    """It would be told the token, and cannot reach a server here."""
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"epoch": 7}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        with ControlClient(f"http://127.0.0.1:{server.server_port}") as client:
+            assert client.status() == {"epoch": 7}

@@ -10,8 +10,15 @@ from hypothesis import strategies as st
 from runtime.layout import Layout
 from runtime.migration.coordinator import Change, Coordinator
 from runtime.migration.desk import Desk, Order
-from runtime.migration.errors import ChangeBusy, ChangeRefused, ChangeSuperseded, ChangeUnneeded, LastStage
-from runtime.migration.journal import Journal
+from runtime.migration.errors import (
+    ChangeBusy,
+    ChangeRefused,
+    ChangeSuperseded,
+    ChangeUnneeded,
+    LastStage,
+    PipelineAsleep,
+)
+from runtime.migration.journal import Entry, Journal
 from runtime.migration.stop_rule import CopyRound
 from tests.unit.runtime.migration.fake_effects import DEADLINE_S, LAYERS, FakeEffects
 
@@ -185,6 +192,90 @@ def test_what_is_asked_for_again_with_its_key_moves_nothing():
     again = bench.desk.release(1, key="r#1")
     assert again is not None
     assert (bench.do(again), again.machine.target) == ("1,2,1", Layout.parse("2,2", LAYERS))
+
+
+def test_a_stage_that_could_not_come_may_be_asked_for_again_with_the_same_key():
+    bench = make("1,2,1")
+    bench.do(bench.desk.release(1))
+    bench.effects.fail("prepare", RuntimeError("no memory"))
+    assert bench.do(bench.desk.attach(1, key="a#1")) == "2,2"
+    assert bench.do(bench.desk.attach(1, key="a#1")) == "1,2,1"
+
+
+def test_the_same_key_for_coming_and_going_is_two_requests():
+    bench = make("1,2,1")
+    assert bench.do(bench.desk.release(1, key="x#1")) == "2,2"
+    assert bench.do(bench.desk.attach(1, key="x#1")) == "1,2,1"
+
+
+def test_a_stage_that_was_sent_away_comes_back_only_when_it_is_sent_for():
+    bench = make("1,2,1")
+    assert bench.do(bench.desk.release(1, key="r#1")) == "2,2"
+    assert bench.desk.attach(1, holder="anew") is None
+    assert bench.desk.is_away(1)
+    assert bench.do(bench.desk.attach(1, key="a#1")) == "1,2,1"
+    assert not bench.desk.is_away(1)
+
+
+def test_a_stage_that_left_by_itself_can_be_sent_away_too():
+    bench = make("1,2,1")
+    bench.do(bench.desk.release(1, holder="pod"))
+    assert bench.desk.release(1, key="r#1") is None
+    assert bench.desk.attach(1, holder="pod-2") is None
+    assert str(bench.effects.serving) == "2,2"
+
+
+def test_a_function_of_a_stage_that_is_gone_takes_nothing_of_a_later_one():
+    bench = make("1,2,1")
+    bench.desk.attach(2, holder="old")
+    assert bench.apply("2,2") == "2,2"
+    assert bench.apply("1,1,2") == "1,1,2"
+    assert bench.desk.release(2, holder="old") is None
+    assert bench.desk.attach(2, holder="new") is None
+    assert bench.do(bench.desk.release(2, holder="new")) == "1,3"
+
+
+def test_a_pipeline_that_sleeps_is_no_answer():
+    bench = make()
+    asleep = [True, False]
+
+    def wake() -> None:
+        if asleep.pop(0):
+            raise PipelineAsleep("it sleeps")
+
+    bench.desk._wake = wake
+    with pytest.raises(PipelineAsleep):
+        bench.desk.reconfigure(Order("1,3", key="k"))
+    assert bench.apply("1,3", key="k") == "1,3"
+
+
+def test_whoever_sees_that_a_change_has_ended_can_ask_for_the_next_one(bench: Bench):
+    """A client looks at the report, not at what the coordinator does after it."""
+    told = []
+
+    def ask_for_the_next(entry: Entry) -> None:
+        if entry.event == "ended":
+            told.append(entry.details)
+            if len(told) == 1:
+                bench.desk.reconfigure(Order("3,1"))
+
+    bench.coordinator._journal.listen(ask_for_the_next)
+    first = bench.desk.reconfigure(Order("1,3"))[0]
+    bench.do(first)
+    last = bench.coordinator.last
+    assert last is not None
+    assert bench.do(last) == "3,1"
+    assert told[0]["pause_ms"] == first.report()["pause_ms"] is not None
+
+
+def test_the_world_is_told_of_the_stage_that_moves_and_of_no_other():
+    bench = make("1,2,1")
+    change = bench.desk.release(1)
+    bench.do(change)
+    story = [entry for entry in bench.coordinator._journal.story(change.id) if entry.event.startswith("stage")]
+    assert [(e.event, e.details["stage"], e.details["ms"]) for e in story] == [
+        ("stage released", 1, change.report()["total_ms"])
+    ]
 
 
 def test_of_two_instances_the_one_that_came_last_holds_the_stage():
