@@ -32,6 +32,7 @@ store=
 images=()
 while (($#)); do
     case "$1" in
+        --?*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
         --base | --name | --tag | --pip-config | --store)
             (($# > 1)) || fail "$1 needs a value"
             variable="${1#--}"
@@ -50,6 +51,12 @@ while (($#)); do
     esac
 done
 ((${#images[@]})) || images=(midstream midstream-kserve midstream-function)
+for image in "${images[@]}"; do
+    case "$image" in
+        midstream | midstream-gpu | midstream-kserve | midstream-function) ;;
+        *) fail "there is no image $image; there are midstream, midstream-gpu, midstream-kserve and midstream-function" ;;
+    esac
+done
 [[ -n $tag ]] || tag="$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml | head -n 1)"
 [[ -z $pip_config || -r $pip_config ]] || fail "--pip-config $pip_config cannot be read"
 
@@ -104,7 +111,6 @@ for image in "${images[@]}"; do
             ;;
         midstream-kserve) file=kserve ;;
         midstream-function) file=function ;;
-        *) fail "there is no image $image; there are midstream, midstream-gpu, midstream-kserve and midstream-function" ;;
     esac
     "${builder[@]}" "${options[@]}" "${given[@]}" "$@" \
         --file "manifests/images/Containerfile.$file" --tag "$name$image:$tag" .
