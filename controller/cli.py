@@ -11,7 +11,7 @@ from rich.console import Console
 
 from controller import node_commands, platform_commands
 from controller.console import FAILED, REFUSED, err, fail, out
-from controller.platform import event_commands
+from controller.platform import event_commands, operator_commands
 from runtime.head.control_client import ControlClient, ControlError
 from runtime.migration.protocol import Fallback, Method
 
@@ -33,6 +33,7 @@ app.add_typer(node_commands.app, name="node")
 app.add_typer(event_commands.app, name="event")
 for command in (platform_commands.up, platform_commands.down, platform_commands.apply, platform_commands.validate):
     app.command()(command)
+app.command()(operator_commands.operator)
 app.add_typer(event_commands.app, name="event")
 
 

@@ -11,15 +11,14 @@ import contextlib
 import dataclasses
 import math
 import threading
-import time
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from runtime.engine.assembly import Assembler, Assembly, role_of
 from runtime.engine.dispatcher import Chain, Dispatcher
 from runtime.engine.engine_config import describe
 from runtime.engine.errors import StageError
@@ -29,20 +28,17 @@ from runtime.engine.ledger import Ledger
 from runtime.engine.model_zygote import import_engine, load_model
 from runtime.engine.nodes import Migration, Nodes
 from runtime.engine.recovery import Recovery
-from runtime.engine.role import Role
 from runtime.engine.sleep import Sleep
 from runtime.engine.spares import SpareStages
-from runtime.engine.stage_process import PoolBinding, RouteOrder, run_stage
+from runtime.engine.stage_process import PoolBinding, run_stage
 from runtime.layout import LOCAL_NODE, Layout
 from runtime.migration.coordinator import ChangeEffects, Coordinator, Cost, Leases
 from runtime.migration.errors import ChangeRefused, ChangeUnneeded, NotMovableError
 from runtime.migration.journal import Journal
 from runtime.migration.protocol import Carry, Failed
 from runtime.phase import Phase, open_phase_word
-from runtime.transport.channel import ChannelError
 from runtime.transport.frames import PROBE
 from runtime.warm.memory import available_bytes
-from runtime.warm.node import NodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -87,16 +83,6 @@ class Depth:
     kv_losses_known: int = 0
 
 
-@dataclass(slots=True)
-class _Assembly:
-    """A layout and the stages that make it, in order."""
-
-    layout: Layout
-    stages: list[Stage]
-    chain: Chain | None = None
-    kept: set[str] = field(default_factory=set)
-
-
 class Pipeline(ChangeEffects):
     """See the module. `on_failed` is called once, with the reason, when the pipeline can serve no more."""
 
@@ -119,21 +105,17 @@ class Pipeline(ChangeEffects):
         self._spare_stages = spare_stages
         self.depth = Depth()
         self._set_depth(layout)
-        self._threads = threads
         self._on_failed = on_failed
         self._total_layers = layout.total_layers
         self._max_batch_tokens = config.scheduler_config.max_num_batched_tokens
         self._max_requests = config.scheduler_config.max_num_seqs
-        self._binding: PoolBinding | None = None
         self._failed = threading.Event()
         self._phase_word, self._phase_lock = open_phase_word(), threading.Lock()
-        self._probes: dict[int, tuple[tuple[str, ...], Future[None]]] = {}  # by epoch: the stages, and when it passed
         self._carried_before = 0
         self._migration: Migration | None = None
         self._abandoned_epoch: int | None = None  # while a change is undone
-        self._epochs = 0
-        self._assembly = _Assembly(layout, [])
-        self._target: _Assembly | None = None
+        self._assembly = Assembly(layout, [])
+        self._target: Assembly | None = None
         self.dispatcher = Dispatcher(
             Ledger(config.cache_config.block_size), self._on_settled, self._on_batch_failed, self.journal.tell
         )
@@ -156,7 +138,8 @@ class Pipeline(ChangeEffects):
         self.nodes = Nodes(
             [self.fleet.remote_node(name) for name in nodes], self.fleet.local_node if here else None, self.journal
         )
-        self.spares = SpareStages(self.fleet, self._start_spare, self.journal)
+        self.assembler = Assembler(self.fleet, self.nodes, self.dispatcher, threads, self._max_requests)
+        self.spares = SpareStages(self.fleet, self.assembler.start_spare, self.journal)
         self.coordinator = Coordinator(self, self.journal, leases)
         self.recovery = Recovery(
             self._repair, self._is_whole, self.coordinator, self.journal, self._fail, self._show_phase
@@ -179,8 +162,8 @@ class Pipeline(ChangeEffects):
         self.fleet.wait_preloaded(_PREPARE_TIMEOUT_S)
         self.nodes.open(self._describe_model)
         assembly = self._assembly
-        assembly.stages = [self._start_stage(assembly.layout, rank) for rank in range(len(assembly.layout))]
-        return [decode_specs(ready["kv_specs"]) for ready in self._prepare_stages(assembly.stages)]
+        assembly.stages = [self.assembler.start(assembly.layout, rank) for rank in range(len(assembly.layout))]
+        return [decode_specs(ready["kv_specs"]) for ready in self.assembler.prepare(assembly.stages)]
 
     def _describe_model(self, nodes: frozenset[str]) -> tuple[bytes, ModelOrder | None]:
         """Say what the zygotes of other hosts need; a model that is a folder is offered to them."""
@@ -190,11 +173,11 @@ class Pipeline(ChangeEffects):
 
     def bind(self, blocks: int, block_tokens: int, layer_bytes: int, layout_name: str) -> None:
         """Reserve the nodes' KV pools, give them to the stages and install the first chain."""
-        self._binding = PoolBinding(self._total_layers, blocks, block_tokens, layer_bytes, layout_name)
+        self.assembler.binding = PoolBinding(self._total_layers, blocks, block_tokens, layer_bytes, layout_name)
         self._reserve(self._assembly.layout)
         self.dispatcher.ledger = Ledger(block_tokens)
-        self._bind_stages(self._assembly.stages)
-        self._assembly.chain = self._connect(self._assembly)
+        self.assembler.bind(self._assembly.stages)
+        self._assembly.chain = self.assembler.connect(self._assembly.layout, self._assembly.stages)
         self.dispatcher.install(self._assembly.chain)
         self.journal.tell("pipeline", "serving", layers=str(self._assembly.layout), epoch=self._assembly.chain.epoch)
         self._keep_spares()
@@ -232,24 +215,24 @@ class Pipeline(ChangeEffects):
         """Bring up the new stages of `target` beside the serving ones, keep the others; return the chain's epoch."""
         old = self._assembly
         self._reserve(old.layout, target)
-        reusable = {self._role(old.layout, rank): stage for rank, stage in enumerate(old.stages)}
-        assembly = self._target = _Assembly(target, [])
+        reusable = {role_of(old.layout, rank): stage for rank, stage in enumerate(old.stages)}
+        assembly = self._target = Assembly(target, [])
         cost.peak_extra_bytes = 0
         for rank in range(len(target)):
-            stage = reusable.get(self._role(target, rank))
+            stage = reusable.get(role_of(target, rank))
             if stage is not None:
                 assembly.kept.add(stage.name)
                 assembly.stages.append(stage)
                 continue
             spare = self.spares.take(target.stages[rank].node)
-            stage = spare or self._start_stage(target, rank)
+            stage = spare or self.assembler.start(target, rank)
             assembly.stages.append(stage)
             if spare is None:
                 # One after the other: loading several at once would only compete with the stages that serve.
-                self._make_ready(stage)
+                self.assembler.make_ready(stage)
                 cost.prepare_ms[stage.name] = stage.prepare_ms
             cost.peak_extra_bytes += stage.memory_bytes
-        assembly.chain = self._connect(assembly)
+        assembly.chain = self.assembler.connect(assembly.layout, assembly.stages)
         self._migration = self.nodes.copy(f"{self.fleet.pipeline}.{assembly.chain.epoch}", old.layout, target)
         if self._migration is not None:
             cost.peak_extra_bytes += self._migration.stale_bytes()
@@ -302,7 +285,7 @@ class Pipeline(ChangeEffects):
             for stage in self._target.stages:
                 if stage.name not in self._target.kept:
                     self.fleet.kill(stage)
-                    self._fail_probes(stage.name, f"{stage.name} was ended")
+                    self.assembler.fail_probes(stage.name, f"{stage.name} was ended")
 
     def roll_back(self) -> None:
         """Serve from the old chain alone; give up when it is gone as well."""
@@ -312,7 +295,7 @@ class Pipeline(ChangeEffects):
             if target and target.chain and self._is_whole():
                 self._abandoned_epoch = target.chain.epoch
                 # A stage of both chains may be waiting for one that has gone.
-                self._unroute([s for s in self._assembly.stages if s.name in target.kept], target.chain.epoch)
+                self.assembler.unroute([s for s in self._assembly.stages if s.name in target.kept], target.chain.epoch)
                 if self.epoch() == target.chain.epoch:
                     self._serve_from_old()
         except StageError as error:
@@ -338,8 +321,8 @@ class Pipeline(ChangeEffects):
 
     def _reserve(self, *layouts: Layout) -> None:
         """Make room on all nodes for the KV of any of `layouts`; raises ChangeRefused."""
-        if self._binding is not None:
-            self.nodes.reserve(self._binding.shape, layouts)
+        if self.assembler.binding is not None:
+            self.nodes.reserve(self.assembler.binding.shape, layouts)
 
     def _tell_left_over(self, problems: Sequence[str]) -> None:
         for problem in problems:
@@ -350,15 +333,11 @@ class Pipeline(ChangeEffects):
         assembly = self._assembly
         before = assembly.chain
         # A fresh epoch, so that nothing the abandoned chain still sends can be mistaken for an answer.
-        assembly.chain = self._connect(assembly, probe=False)
+        assembly.chain = self.assembler.connect(assembly.layout, assembly.stages, probe=False)
         self.dispatcher.fall_back(assembly.chain, self._is_whole)
         if before is not None:
-            self._unroute(assembly.stages, before.epoch)
+            self.assembler.unroute(assembly.stages, before.epoch)
         self._set_depth(assembly.layout)
-
-    def _unroute(self, stages: Sequence[Stage], epoch: int | None) -> None:
-        for stage in stages:
-            self.fleet.call(stage, "unroute", _CALL_TIMEOUT_S, epoch=epoch)
 
     def release(self, cost: Cost) -> None:
         """Make the target the serving layout; let go of stages it does not use."""
@@ -434,17 +413,17 @@ class Pipeline(ChangeEffects):
         if layout != broken.layout:
             return self._move_from_lost_nodes(layout)
         # Replacements belong to the assembly at once: what is lost of them is lost while serving, and replaced in turn.
-        self._assembly = mended = _Assembly(broken.layout, list(broken.stages))
+        self._assembly = mended = Assembly(broken.layout, list(broken.stages))
         for rank, stage in enumerate(broken.stages):
             if self.fleet.alive(stage):
                 # It may be waiting for one that is gone, in the epoch of this chain or of a change that was stopped.
-                self._unroute([stage], None)
+                self.assembler.unroute([stage], None)
                 continue
             spare = self.spares.take(stage.node)
-            mended.stages[rank] = spare or self._start_stage(broken.layout, rank)
+            mended.stages[rank] = spare or self.assembler.start(broken.layout, rank)
             if spare is None:
-                self._make_ready(mended.stages[rank])
-        mended.chain = self._connect(mended)
+                self.assembler.make_ready(mended.stages[rank])
+        mended.chain = self.assembler.connect(mended.layout, mended.stages)
         replayed = self.dispatcher.restart(mended.chain, self._max_batch_tokens)
         self._set_depth(broken.layout)
         self._keep_spares(_REST_S)
@@ -454,8 +433,8 @@ class Pipeline(ChangeEffects):
         """Serve with `layout`, which does without the nodes that are gone, and compute again what they held."""
         self._reserve(layout)
         left = [stage for stage in self._assembly.stages if self.fleet.alive(stage)]
-        self._unroute(left, None)
-        self._assembly = mended = _Assembly(layout, [])
+        self.assembler.unroute(left, None)
+        self._assembly = mended = Assembly(layout, [])
         self.journal.tell("pipeline", "layers re-placed", layers=str(layout))
         for rank, placement in enumerate(layout.stages):
             reused = next((stage for stage in left if stage.node == placement.node and stage.any_role), None)
@@ -463,12 +442,12 @@ class Pipeline(ChangeEffects):
                 left.remove(reused)
             stage = reused or self.spares.take(placement.node)
             if stage is None:
-                stage = self._start_stage(layout, rank)
-                self._make_ready(stage)
+                stage = self.assembler.start(layout, rank)
+                self.assembler.make_ready(stage)
             mended.stages.append(stage)
         for stage in left:
             self.fleet.release(stage)
-        mended.chain = self._connect(mended)
+        mended.chain = self.assembler.connect(mended.layout, mended.stages)
         replayed = self.dispatcher.restart(mended.chain, self._max_batch_tokens, kv_lost=True)
         self._set_depth(layout)
         self._keep_spares(_REST_S)
@@ -488,7 +467,7 @@ class Pipeline(ChangeEffects):
     def _end_stages(self) -> None:
         """End every stage; weights and KV stay."""
         stages = self._assembly.stages
-        self._assembly = _Assembly(self._assembly.layout, [])
+        self._assembly = Assembly(self._assembly.layout, [])
         self.spares.keep({})
         for stage in stages:
             self.fleet.release(stage)
@@ -498,11 +477,11 @@ class Pipeline(ChangeEffects):
         layout = self._assembly.layout
         stages: list[Stage] = []
         try:
-            stages.extend(self._start_stage(layout, rank) for rank in range(len(layout)))
-            self._prepare_stages(stages)
-            self._bind_stages(stages)
-            assembly = _Assembly(layout, stages)
-            assembly.chain = self._connect(assembly)
+            stages.extend(self.assembler.start(layout, rank) for rank in range(len(layout)))
+            self.assembler.prepare(stages)
+            self.assembler.bind(stages)
+            assembly = Assembly(layout, stages)
+            assembly.chain = self.assembler.connect(assembly.layout, assembly.stages)
         except StageError:
             for stage in stages:
                 self.fleet.kill(stage)
@@ -538,7 +517,7 @@ class Pipeline(ChangeEffects):
                 )
             ],
             "spare_stages": {node: self.spares.count(node) for node in self.nodes.names()},
-            "kv_blocks": self._binding.blocks if self._binding else 0,
+            "kv_blocks": self.assembler.binding.blocks if self.assembler.binding else 0,
             "counters": dataclasses.asdict(self.dispatcher.counters),
             "change": current.id if current else None,
             "last_change": last.report() if last else None,
@@ -574,7 +553,7 @@ class Pipeline(ChangeEffects):
         self.nodes.close()
         self.coordinator.close()
         self.spares.close()
-        self._fail_probes(None, "the pipeline was shut down")
+        self.assembler.fail_probes(None, "the pipeline was shut down")
         self.dispatcher.fail(StageError("the pipeline was shut down"))
         self.fleet.close()
 
@@ -582,34 +561,6 @@ class Pipeline(ChangeEffects):
         self.depth.batches = min(self._batches_in_flight or len(layout.nodes), len(layout))
 
     # -- parts ---------------------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _role(layout: Layout, rank: int) -> tuple[object, ...]:
-        """What must be equal for a stage process to serve in another layout: its layers, node, and being an end."""
-        placement = layout.stages[rank]
-        return placement, rank == 0, rank == len(layout) - 1
-
-    def _start_stage(self, layout: Layout, rank: int) -> Stage:
-        return self._fork(layout.stages[rank].node, Role(rank, layout.counts))
-
-    def _start_spare(self, node: str) -> Stage:
-        stage = self._fork(node, None)
-        try:
-            self._make_ready(stage)
-        except StageError:
-            self.fleet.kill(stage)
-            raise
-        return stage
-
-    def _make_ready(self, stage: Stage) -> None:
-        self._prepare_stages([stage])
-        self._bind_stages([stage])
-
-    def _fork(self, node: str, role: Role | None) -> Stage:
-        try:
-            return self.fleet.start(self.nodes.get(node), self._threads, role)
-        except NodeError as error:
-            raise StageError(str(error)) from error
 
     def _keep_spares(self, rest_s: float = 0.0) -> None:
         """Keep enough spare stages on each node for the next change: those it has now and one more, if not told."""
@@ -625,68 +576,15 @@ class Pipeline(ChangeEffects):
             raise StageError("nothing was prepared to be copied")
         return self._migration
 
-    def _prepare_stages(self, stages: Sequence[Stage]) -> list[dict[str, Any]]:
-        clock = time.perf_counter()
-        futures = [self.fleet.call_async(stage, "prepare") for stage in stages]
-        answers = []
-        for stage, future in zip(stages, futures, strict=True):
-            ready = self.fleet.answer(future, _PREPARE_TIMEOUT_S, stage, "prepare")
-            stage.memory_bytes, stage.any_role = ready["memory_bytes"], ready["any_role"]
-            stage.prepare_ms = {**ready["timings_ms"], "until_loaded": round(1e3 * (time.perf_counter() - clock), 1)}
-            answers.append(ready)
-        return answers
-
-    def _bind_stages(self, stages: Sequence[Stage]) -> None:
-        clock = time.perf_counter()
-        arguments = {
-            **msgspec.to_builtins(self._binding),
-            "batch_tokens": self.dispatcher.usual_tokens(self._max_requests),
-        }
-        futures = [self.fleet.call_async(stage, "bind", **arguments) for stage in stages]
-        for stage, future in zip(stages, futures, strict=True):
-            self.fleet.answer(future, _PREPARE_TIMEOUT_S, stage, "bind")
-            stage.prepare_ms["bind"] = round(1e3 * (time.perf_counter() - clock), 1)
-
-    def _connect(self, assembly: _Assembly, *, probe: bool = True) -> Chain:
-        """Give the stages their roles and routes for a fresh epoch, and send a probe through all of them."""
-        self._epochs += 1
-        epoch, stages = self._epochs, assembly.stages
-        addresses = [stage.address for stage in stages[1:]] + [self.fleet.head]
-        batch_tokens = self.dispatcher.usual_tokens(self._max_requests)
-        futures = []
-        for rank, (stage, address) in enumerate(zip(stages, addresses, strict=True)):
-            order = RouteOrder(epoch, Role(rank, assembly.layout.counts), address, batch_tokens)
-            futures.append(self.fleet.call_async(stage, "route", **msgspec.to_builtins(order)))
-        for stage, future in zip(stages, futures, strict=True):
-            self.fleet.answer(future, _CALL_TIMEOUT_S, stage, "route")
-        chain = Chain(epoch, tuple(stage.name for stage in stages), tuple(stage.outbox for stage in stages))
-        if probe:
-            self._probe(chain)
-        return chain
-
-    def _probe(self, chain: Chain) -> None:
-        """Check the chain from end to end with a batch of nothing; this also opens every connection on the way."""
-        passed: Future[None] = Future()
-        self._probes[chain.epoch] = chain.stages, passed
-        try:
-            chain.send(PROBE, [])
-            passed.result(_CALL_TIMEOUT_S)
-        except TimeoutError as error:
-            raise StageError(f"a probe did not pass through {' -> '.join(chain.stages)}") from error
-        except ChannelError as error:
-            raise StageError(f"a probe could not be sent: {error}") from error
-        finally:
-            del self._probes[chain.epoch]
-
     def _extra_bytes(self, target: Layout) -> int:
         """Estimate the memory that the new stages of `target` need beside the old ones and the spares."""
         old = self._assembly
-        reusable = {self._role(old.layout, rank) for rank in range(len(old.layout))}
+        reusable = {role_of(old.layout, rank) for rank in range(len(old.layout))}
         per_layer = sum(stage.memory_bytes for stage in old.stages) / self._total_layers
         spares = {node: self.spares.count(node) for node in target.nodes}
         needed = 0.0
         for rank, placement in enumerate(target.stages):
-            if self._role(target, rank) in reusable:
+            if role_of(target, rank) in reusable:
                 continue
             if spares[placement.node] > 0:
                 spares[placement.node] -= 1
@@ -698,10 +596,7 @@ class Pipeline(ChangeEffects):
 
     def _on_result(self, result: Result, buffers: Sequence[Buffer]) -> None:
         if result.sequence == PROBE:
-            _, passed = self._probes.get(result.epoch, (None, None))
-            if passed is not None:
-                with contextlib.suppress(InvalidStateError):  # a stage on its way was lost at this very moment
-                    passed.set_result(None)
+            self.assembler.probe_passed(result.epoch)
             return
         self.dispatcher.on_result(result, buffers)
 
@@ -724,12 +619,12 @@ class Pipeline(ChangeEffects):
 
     def _on_lost(self, name: str, reason: str) -> None:
         self.journal.tell("pipeline", "stage lost", stage=name, reason=reason)
-        self._fail_probes(name, reason)
+        self.assembler.fail_probes(name, reason)
         target = self._target
         if target is not None and name not in target.kept and any(stage.name == name for stage in target.stages):
             self.coordinator.post(Failed(reason))
         elif any(stage.name == name for stage in self._assembly.stages):
-            if self._binding is None:
+            if self.assembler.binding is None:
                 self._fail(reason)  # before anything was served
                 return
             self.recovery.stage_lost(name, reason)
@@ -740,13 +635,6 @@ class Pipeline(ChangeEffects):
         """Do without a host that a node cannot reach; of two that cannot reach each other, the one that is told of."""
         if node in self.nodes.names():
             self.lose_node(host, f"{node}: {reason}")
-
-    def _fail_probes(self, name: str | None, reason: str) -> None:
-        """End the wait for probes that pass through a stage, or all of them."""
-        for stages, passed in list(self._probes.values()):
-            if name is None or name in stages:
-                with contextlib.suppress(InvalidStateError):  # it has just passed
-                    passed.set_exception(StageError(reason))
 
     def _fail(self, reason: str) -> None:
         if not self._failed.is_set():

@@ -359,12 +359,12 @@ class Coordinator:
         with self._lock:  # whoever sees that it has ended can ask for the next one
             change.pause_ms, change.ended_at = pause_ms, ended_at
             self._current = None
-            change.ended.set()
         report, move = change.report(), change.move
         if move is not None and change.machine.step is Step.COMMITTED:
             ms = report["total_ms"]
             self._journal.tell(change.id, f"stage {move.what}", stage=move.stage, node=move.node, ms=ms)
         self._journal.tell(change.id, "ended", **report)
+        change.ended.set()
 
     # -- effects -----------------------------------------------------------------------------------------------------
 

@@ -257,7 +257,7 @@ class Desk:
 
     def _settle(self) -> None:
         """Let what was asked for last be in force if its change has been committed."""
-        if self._pending is not None and self._pending[0].ended.is_set():
+        if self._pending is not None and self._pending[0].ended_at is not None:
             change, roster = self._pending
             self._pending = None
             if change.machine.step is Step.COMMITTED:

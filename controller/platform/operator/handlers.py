@@ -23,6 +23,7 @@ from controller.platform.operator.apply import NODE, PIPELINE, POD, ClusterError
 from controller.platform.operator.ending import end
 from controller.platform.operator.facts import DATA_PORT_LABEL, NODE_LABEL, PIPELINE_LABEL
 from controller.platform.operator.reconcile import Look, Reconciler
+from controller.platform.operator.status import terminating
 
 if TYPE_CHECKING:
     from controller.platform.operator.apply import Cluster
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("midstream.operator")
 _GROUP, _VERSION = PIPELINE.api_version.split("/")
 _END_POLL_S = 2.0
-_STOP_S = 60.0  # longer than any call that a look makes
+_STOP_S = 60.0  # longer than any look takes: one that was cut off would go on, on its thread
 
 
 class Handlers:
@@ -54,7 +55,7 @@ class Handlers:
     def register(self, registry: kopf.OperatorRegistry) -> None:
         """Tell kopf."""
         pipelines: dict[str, Any] = {"group": _GROUP, "version": _VERSION, "plural": PIPELINE.plural}
-        kopf.daemon(**pipelines, registry=registry, id="look", cancellation_timeout=_STOP_S)(self.keep_looking)
+        kopf.daemon(**pipelines, registry=registry, id="look", cancellation_backoff=_STOP_S)(self.keep_looking)
         kopf.on.event(**pipelines, registry=registry, id="wake")(self.wake)
         kopf.on.delete(**pipelines, registry=registry, id="end")(self.end)
         on_pod = kopf.on.event("", "v1", POD.plural, registry=registry, id="pod", labels={DATA_PORT_LABEL: "true"})
@@ -92,9 +93,7 @@ class Handlers:
             try:
                 waits_for = await asyncio.to_thread(end, self._cluster, self._trust, plain)
                 message = f"waiting for {waits_for}" if waits_for else "everything is gone"
-                status = plan.terminating(
-                    plain.get("status") or {}, body["metadata"]["generation"], message, time.time()
-                )
+                status = terminating(plain.get("status") or {}, body["metadata"]["generation"], message, time.time())
                 await asyncio.to_thread(self._reconciler.write_status, plain, status)
             except ClusterError as error:
                 raise kopf.TemporaryError(str(error), delay=_END_POLL_S) from error

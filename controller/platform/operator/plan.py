@@ -24,13 +24,13 @@ spec is what serves), and `Ready`, which is true only if all three are.
 
 from __future__ import annotations
 
-import datetime as dt
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from controller.platform.operator.head import ChangeReport, HeadAway, HeadReport, Refusal
+from controller.platform.operator.status import MOST_MESSAGE, Condition, Truth, serving, with_times
 from runtime.migration.protocol import Fallback, Method
 
 if TYPE_CHECKING:
@@ -49,9 +49,6 @@ SOON_S = 1.0
 _MOST_RETRY_S = 60.0
 _FINAL = {"invalid": "Refused", "superseded": "Superseded", "last_stage": "Refused"}
 _NOT_SERVING = {"asleep": "Asleep", "waking": "Waking", "recovering": "Recovering"}
-_MOST_MESSAGE = 4000
-
-Truth = Literal["True", "False", "Unknown"]
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,16 +74,6 @@ class Request:
     def key(self) -> str:
         """The key of the event, and of the same request to the head."""
         return f"{SOURCE}#{self.id}"
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """One condition, without its time."""
-
-    type: str
-    status: Truth
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,39 +178,13 @@ def back_off(failures: int) -> float:
     return float(min(_MOST_RETRY_S, SOON_S * 2 ** min(failures, 10)))
 
 
-def terminating(status: Mapping[str, Any], generation: int, message: str, now: float) -> dict[str, Any]:
-    """Return the status of a pipeline that is being deleted."""
-    conditions = (Condition("Ready", "False", "Terminating", message),)
-    kept = {key: value for key, value in status.items() if key not in {"conditions", "phase"}}
-    return {
-        **kept,
-        "phase": "Terminating",
-        "observedGeneration": generation,
-        "conditions": _with_times(conditions, status, generation, now),
-    }
-
-
-def rejected(status: Mapping[str, Any], generation: int, message: str, now: float) -> dict[str, Any]:
-    """Return the status of an object that breaks rules which the API server does not know; what serves stays."""
-    conditions = tuple(
-        Condition(kind, "False", "Invalid", message[:_MOST_MESSAGE]) for kind in ("Ready", "Applied", "Reconfigured")
-    )
-    kept = {key: value for key, value in status.items() if key != "conditions"}
-    return {
-        "phase": "Pending",
-        **kept,
-        "observedGeneration": generation,
-        "conditions": _with_times(conditions, status, generation, now),
-    }
-
-
 # -- conditions --------------------------------------------------------------------------------------------------------
 
 
 def _applied(seen: Observed) -> Condition:
     if seen.applied is None:
         return Condition("Applied", "True", "Applied", "all objects of the pipeline are there")
-    return Condition("Applied", "False", seen.applied.reason, seen.applied.message[:_MOST_MESSAGE])
+    return Condition("Applied", "False", seen.applied.reason, seen.applied.message[:MOST_MESSAGE])
 
 
 def _available(seen: Observed) -> Condition:
@@ -234,8 +195,8 @@ def _available(seen: Observed) -> Condition:
         return Condition("Available", "False", "Restarting", "the head is being replaced: fields need its restart")
     if isinstance(seen.head, HeadAway):
         if seen.pod_started:
-            return Condition("Available", "False", f"Head{seen.head.reason}", seen.head.message[:_MOST_MESSAGE])
-        return Condition("Available", "False", "Starting", seen.head.message[:_MOST_MESSAGE])
+            return Condition("Available", "False", f"Head{seen.head.reason}", seen.head.message[:MOST_MESSAGE])
+        return Condition("Available", "False", "Starting", seen.head.message[:MOST_MESSAGE])
     phase = seen.head.phase
     if phase == "failed":
         return Condition("Available", "False", "HeadFailed", "the pipeline has failed; its head will be replaced")
@@ -309,7 +270,8 @@ def _ended(seen: Observed, head: HeadReport, report: ChangeReport) -> _Change:
 
 def _settle(seen: Observed, head: HeadReport, status: Truth, reason: str, message: str) -> _Change:
     memory = Memory(generation=seen.generation, boot=head.boot, state="settled")
-    return _Change(_condition(status, reason, message), memory=memory)
+    # Functions follow at the next look.
+    return _Change(_condition(status, reason, message), memory=memory, retry_s=SOON_S)
 
 
 def _steady(seen: Observed, head: HeadReport) -> Condition:
@@ -335,7 +297,7 @@ def said_before(seen: Observed) -> Condition | None:
 
 
 def _condition(status: Truth, reason: str, message: str) -> Condition:
-    return Condition("Reconfigured", status, reason, message[:_MOST_MESSAGE])
+    return Condition("Reconfigured", status, reason, message[:MOST_MESSAGE])
 
 
 def _ready(available: Condition, reconfigured: Condition, applied: Condition) -> Condition:
@@ -345,9 +307,6 @@ def _ready(available: Condition, reconfigured: Condition, applied: Condition) ->
             if condition.status == wrong:
                 return Condition("Ready", condition.status, condition.reason, condition.message)
     return Condition("Ready", "True", available.reason, available.message)
-
-
-# -- status ------------------------------------------------------------------------------------------------------------
 
 
 def _status(
@@ -360,10 +319,10 @@ def _status(
     }
     return {
         **kept,
-        **(_serving(seen.head) if isinstance(seen.head, HeadReport) else {}),
+        **(serving(seen.head) if isinstance(seen.head, HeadReport) else {}),
         "phase": _phase(seen, available, reconfigured),
         "observedGeneration": seen.generation,
-        "conditions": _with_times(conditions, seen.status, seen.generation, seen.now),
+        "conditions": with_times(conditions, seen.status, seen.generation, seen.now),
     }
 
 
@@ -377,44 +336,3 @@ def _phase(seen: Observed, available: Condition, reconfigured: Condition) -> str
         return _NOT_SERVING[head.phase]
     asking = reconfigured.status == "Unknown" and reconfigured.reason in {"Requested", "Changing", "Waiting"}
     return "Changing" if head.change is not None or asking else "Serving"
-
-
-def _serving(head: HeadReport) -> dict[str, Any]:
-    last = head.last_change
-    told: dict[str, Any] = {"layout": head.layers, "epoch": head.epoch, "stageCount": head.layers.count(",") + 1}
-    told["stages"] = [
-        {"index": stage.index, "layers": f"{stage.first_layer}-{stage.last_layer}", "node": stage.node}
-        for stage in head.stages
-    ]
-    if last is not None:
-        told["lastChange"] = {
-            "id": last.id,
-            "state": last.state,
-            "totalMs": last.total_ms,
-            "bytesMoved": last.bytes_moved,
-            **({"reason": last.reason[:_MOST_MESSAGE]} if last.reason else {}),
-        }
-        if last.pause_ms is not None:
-            told["lastPauseMs"] = last.pause_ms
-    return told
-
-
-def _with_times(
-    conditions: tuple[Condition, ...], before: Mapping[str, Any], generation: int, now: float
-) -> list[dict[str, Any]]:
-    """Return conditions as in a status; one whose truth is the same as before keeps its time."""
-    known = {told["type"]: told for told in before.get("conditions") or ()}
-    at = dt.datetime.fromtimestamp(now, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return [
-        {
-            "type": condition.type,
-            "status": condition.status,
-            "reason": condition.reason,
-            "message": condition.message,
-            "observedGeneration": generation,
-            "lastTransitionTime": known[condition.type]["lastTransitionTime"]
-            if known.get(condition.type, {}).get("status") == condition.status
-            else at,
-        }
-        for condition in conditions
-    ]

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import msgspec
 
-from controller.platform.llm_pipeline import API_VERSION, KIND, InvalidPipeline, LLMPipeline
+from controller.platform.llm_pipeline import API_VERSION, DEFAULT_STAGES, KIND, InvalidPipeline, LLMPipeline
 from controller.platform.operator import plan
 from controller.platform.operator.apply import PIPELINE, Outdated, Rejected
 from controller.platform.operator.head import HeadAway, HeadClient, HeadReport
 from controller.platform.operator.placement import Unplaced, layout_text, place
 from controller.platform.operator.render import start_of, start_spec
+from controller.platform.operator.status import rejected
 from controller.platform.operator.world import Made, Maker, Note, NotYet, World, broker_address
 from runtime.events.catalogue import Type
 from runtime.events.envelope import make
@@ -87,7 +88,7 @@ class Reconciler:
         try:
             pipeline = parse(body)
         except InvalidPipeline as error:
-            self._write_status(body, plan.rejected(status, generation, str(error), time.time()), look)
+            self._write_status(body, rejected(status, generation, str(error), time.time()), look)
             return look
         migration = pipeline.spec.migration
         seen = plan.Observed(
@@ -241,7 +242,7 @@ def _restart_fields(pipeline: LLMPipeline, world: World) -> list[str]:
 def _stage_functions(pipeline: LLMPipeline, world: World, seen: plan.Observed) -> int:
     """Return how many stages have a function: as many as were asked for last with success."""
     spec = pipeline.spec
-    wanted = len(spec.stages) if spec.stages else spec.auto.stages if spec.auto else 2
+    wanted = len(spec.stages) if spec.stages else spec.auto.stages if spec.auto else DEFAULT_STAGES
     there = world.stage_functions(pipeline.name)
     settled = seen.memory is not None and seen.memory.generation == seen.generation and seen.memory.state == "settled"
     told = plan.said_before(seen)

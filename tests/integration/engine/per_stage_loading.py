@@ -42,7 +42,7 @@ def main(model: str) -> None:
         harness.settle("3,3")
         assert tokens(harness.run(prompts)) == undisturbed
     finally:
-        directory = pipeline.fleet._directory
+        directory = pipeline.fleet._folder.path
         assert directory.exists()
         harness.close()
     assert not directory.exists(), "sockets were left behind"

@@ -33,9 +33,16 @@ def _kill_newest(pipeline: Pipeline) -> None:
     os.kill(newest.pid, signal.SIGKILL)
 
 
+def _owner_of(pipeline: Pipeline, name: str) -> tuple[object, str]:
+    """Return who does `name`: the pipeline, or its part before the dot."""
+    part, _, method = name.rpartition(".")
+    return (getattr(pipeline, part) if part else pipeline), method
+
+
 def _before(pipeline: Pipeline, name: str, monkeypatch: pytest.MonkeyPatch, kill: Callable[[Pipeline], None]) -> None:
     """Kill a new stage right before the pipeline does `name` for the first time during a change."""
-    original = getattr(pipeline, name)
+    owner, name = _owner_of(pipeline, name)
+    original = getattr(owner, name)
     done = []
 
     def kill_then_go_on(*args: object, **kwargs: object) -> object:
@@ -43,11 +50,12 @@ def _before(pipeline: Pipeline, name: str, monkeypatch: pytest.MonkeyPatch, kill
             done.append(kill(pipeline))
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(pipeline, name, kill_then_go_on)
+    monkeypatch.setattr(owner, name, kill_then_go_on)
 
 
 def _after(pipeline: Pipeline, name: str, monkeypatch: pytest.MonkeyPatch, kill: Callable[[Pipeline], None]) -> None:
-    original = getattr(pipeline, name)
+    owner, name = _owner_of(pipeline, name)
+    original = getattr(owner, name)
     done = []
 
     def go_on_then_kill(*args: object, **kwargs: object) -> object:
@@ -56,23 +64,25 @@ def _after(pipeline: Pipeline, name: str, monkeypatch: pytest.MonkeyPatch, kill:
             done.append(kill(pipeline))
         return result
 
-    monkeypatch.setattr(pipeline, name, go_on_then_kill)
+    monkeypatch.setattr(owner, name, go_on_then_kill)
 
 
 @pytest.mark.parametrize(
     ("when", "steps"),
     [
-        ((_before, "_prepare_stages"), {"prepare"}),
-        ((_before, "_bind_stages"), {"prepare"}),
-        ((_after, "_bind_stages"), {"prepare"}),
-        ((_before, "_connect"), {"prepare"}),
-        ((_before, "_probe"), {"prepare"}),
+        ((_before, "assembler.prepare"), {"prepare"}),
+        ((_before, "assembler.bind"), {"prepare"}),
+        ((_after, "assembler.bind"), {"prepare"}),
+        ((_before, "assembler.connect"), {"prepare"}),
+        ((_before, "assembler._probe"), {"prepare"}),
         ((_before, "copy_stale"), {"pre_copy", "cutover"}),  # the loss is heard of a moment later
         ((_before, "_flip"), {"cutover"}),
         ((_after, "_flip"), {"cutover"}),
     ],
     ids=lambda value: (
-        " ".join([value[0].__name__.strip("_"), value[1].strip("_")]) if isinstance(value, tuple) else "-"
+        " ".join([value[0].__name__.strip("_"), value[1].rpartition(".")[2].strip("_")])
+        if isinstance(value, tuple)
+        else "-"
     ),
 )
 def test_i4_kill_9_of_a_new_stage_before_commit_leaves_the_old_layout_serving(
@@ -80,7 +90,7 @@ def test_i4_kill_9_of_a_new_stage_before_commit_leaves_the_old_layout_serving(
 ) -> None:
     place, name = when
     undisturbed = two_stages.run(PROMPTS)
-    if name in {"_prepare_stages", "_bind_stages"}:
+    if name in {"assembler.prepare", "assembler.bind"}:
         two_stages.use_up_spares()
     place(two_stages.pipeline, name, monkeypatch, _kill_newest)
     asked: list[str] = []
@@ -221,7 +231,7 @@ def test_stages_that_do_not_change_are_kept(two_stages: Harness) -> None:
 def test_a_change_can_be_cancelled_before_it_is_committed(two_stages: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = two_stages.pipeline
     two_stages.use_up_spares()
-    _before(pipeline, "_bind_stages", monkeypatch, lambda p: p.coordinator.cancel(p.coordinator.current.id) and None)
+    _before(pipeline, "assembler.bind", monkeypatch, lambda p: p.coordinator.cancel(p.coordinator.current.id) and None)
     change = pipeline.coordinator.request("2,2,2")
     two_stages.idle()
     assert change.report()["state"] == "aborted"

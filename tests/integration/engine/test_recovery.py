@@ -87,17 +87,17 @@ def test_a_spare_that_is_lost_on_the_way_to_replace_another_is_replaced_itself(
     undisturbed = two_stages.run(PROMPTS)
     two_stages.engine.reset_prefix_cache()
     pipeline = two_stages.pipeline
-    connect, killed = pipeline._connect, []
+    connect, killed = pipeline.assembler.connect, []
 
-    def kill_the_replacement_then_connect(assembly, **how):  # type: ignore[no-untyped-def]
+    def kill_the_replacement_then_connect(layout, stages, **how):  # type: ignore[no-untyped-def]
         if len(killed) < 2:
-            killed.append(assembly.stages[1].pid)
+            killed.append(stages[1].pid)
             os.kill(killed[-1], signal.SIGKILL)
-        return connect(assembly, **how)
+        return connect(layout, stages, **how)
 
     def between(steps: int) -> None:
         if steps == 8:
-            monkeypatch.setattr(pipeline, "_connect", kill_the_replacement_then_connect)
+            monkeypatch.setattr(pipeline.assembler, "connect", kill_the_replacement_then_connect)
             kill(two_stages, 1)
 
     assert tokens(two_stages.run(PROMPTS, between)) == tokens(undisturbed)
@@ -165,16 +165,16 @@ def test_a_change_is_undone_and_the_old_layout_recovers_when_it_loses_a_stage(
 def test_no_change_is_made_during_a_recovery(two_stages: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = two_stages.pipeline
     refusals: list[str] = []
-    connect = pipeline._connect
+    connect = pipeline.assembler.connect
 
-    def ask_for_a_change_then_connect(assembly, **how):  # type: ignore[no-untyped-def]
+    def ask_for_a_change_then_connect(layout, stages, **how):  # type: ignore[no-untyped-def]
         if pipeline.recovery.running and not refusals:
             with pytest.raises(ChangeBusy) as refusal:
                 pipeline.coordinator.request("2,2,2")
             refusals.append(str(refusal.value))
-        return connect(assembly, **how)
+        return connect(layout, stages, **how)
 
-    monkeypatch.setattr(pipeline, "_connect", ask_for_a_change_then_connect)
+    monkeypatch.setattr(pipeline.assembler, "connect", ask_for_a_change_then_connect)
     lost = pipeline._assembly.stages[0].pid
     kill(two_stages, 0)
     two_stages.recovered(lost)

@@ -86,7 +86,7 @@ def test_a_stage_that_is_lost_on_waking_is_started_again(sleeper: Harness, monke
     undisturbed = sleeper.run(PROMPTS)
     fall_asleep(sleeper)
     pipeline, killed = sleeper.pipeline, []
-    bind = pipeline._bind_stages
+    bind = pipeline.assembler.bind
 
     def kill_one_then_bind(stages):  # type: ignore[no-untyped-def]
         if not killed:
@@ -94,7 +94,7 @@ def test_a_stage_that_is_lost_on_waking_is_started_again(sleeper: Harness, monke
             os.kill(stages[0].pid, signal.SIGKILL)
         bind(stages)
 
-    monkeypatch.setattr(pipeline, "_bind_stages", kill_one_then_bind)
+    monkeypatch.setattr(pipeline.assembler, "bind", kill_one_then_bind)
     assert tokens(sleeper.run(PROMPTS)) == tokens(undisturbed)
     assert len(killed) == 1
 

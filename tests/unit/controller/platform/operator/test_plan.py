@@ -17,9 +17,8 @@ from controller.platform.operator.plan import (
     Trouble,
     back_off,
     decide,
-    rejected,
-    terminating,
 )
+from controller.platform.operator.status import rejected, terminating
 
 NOW = 1_800_000_000.0
 KEY = "/midstream/operator#u1/2"
