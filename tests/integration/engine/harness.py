@@ -161,6 +161,8 @@ class Harness:
             if self.core.scheduler.has_requests():  # finished ones, of which the stages have to hear
                 self.engine.step()
             change.ended.wait(0.01)
+        last = self.pipeline.coordinator.last
+        assert last is None or last.ended.wait(_DEADLINE_S)
 
     def recovered(self, *lost: int) -> None:
         """Wait until no recovery is under way, and none of the processes `lost` serves any more."""

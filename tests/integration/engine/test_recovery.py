@@ -109,9 +109,9 @@ def test_a_spare_that_is_lost_on_the_way_to_replace_another_is_replaced_itself(
 @pytest.mark.parametrize(
     ("place", "target"),
     [
-        ("_make_ready", "2,2,2"),
-        ("_probe", "2,2,2"),
-        ("_probe", "3,2,1"),  # the lost stage belongs to both layouts
+        ("assembler.make_ready", "2,2,2"),
+        ("assembler._probe", "2,2,2"),
+        ("assembler._probe", "3,2,1"),  # the lost stage belongs to both layouts
         ("copy_stale", "2@a,2@b,2"),
         ("_flip", "2,2,2"),
         ("_flip", "3,2,1"),
@@ -124,9 +124,11 @@ def test_a_change_is_undone_and_the_old_layout_recovers_when_it_loses_a_stage(
     undisturbed = two_stages.run(PROMPTS)
     two_stages.engine.reset_prefix_cache()
     pipeline = two_stages.pipeline
-    if place == "_make_ready":
+    if place == "assembler.make_ready":
         two_stages.use_up_spares()
-    original: Callable[..., object] = getattr(pipeline, place)
+    part, _, method = place.rpartition(".")
+    owner = getattr(pipeline, part) if part else pipeline
+    original: Callable[..., object] = getattr(owner, method)
     asked: list[str] = []
     lost: list[int] = []
 
@@ -144,7 +146,7 @@ def test_a_change_is_undone_and_the_old_layout_recovers_when_it_loses_a_stage(
             lose()
         return result
 
-    monkeypatch.setattr(pipeline, place, disturbed_place)
+    monkeypatch.setattr(owner, method, disturbed_place)
 
     def between(steps: int) -> None:
         if steps == 5:

@@ -76,7 +76,10 @@ def test_a_sleeping_pipeline_has_no_stage_and_wakes_with_its_prefix_cache(sleepe
 def test_a_change_wakes_a_sleeping_pipeline(sleeper: Harness) -> None:
     undisturbed = sleeper.run(PROMPTS)
     fall_asleep(sleeper)
-    report = sleeper.executor._control.call("midstream.reconfigure", ("2,2,2", "pre_copy", "abort"))[0]
+    asked = [{"layers": "2,2,2"}]
+    assert sleeper.executor._control.call("midstream.reconfigure", asked)[0]["refused"] == "asleep"
+    assert sleeper.pipeline.sleep.wait_awake(60)
+    report = sleeper.executor._control.call("midstream.reconfigure", asked)[0]
     sleeper.idle()
     assert sleeper.pipeline.coordinator.find(report["id"]).report()["state"] == "committed"
     assert tokens(sleeper.run(PROMPTS)) == tokens(undisturbed)
