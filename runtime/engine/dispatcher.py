@@ -442,12 +442,23 @@ class Dispatcher:
         with self._changed:
             return any(entry.epoch == epoch for entry in self._in_flight)
 
-    def wait_drained(self, epoch: int, timeout_s: float) -> bool:
-        """Wait until no batch of `epoch` is in flight; False when `timeout_s` passed first."""
+    def wait_drained(self, epoch: int, timeout_s: float, in_vain: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until no batch of `epoch` is in flight; False when `timeout_s` passed first.
+
+        `in_vain` says that there is no use in waiting any longer; who knows of that anew calls `look_again`.
+        """
+
+        def drained() -> bool:
+            return self._dead is not None or all(e.epoch != epoch for e in self._in_flight)
+
         with self._changed:
-            return self._changed.wait_for(
-                lambda: self._dead is not None or all(e.epoch != epoch for e in self._in_flight), timeout_s
-            )
+            self._changed.wait_for(lambda: drained() or in_vain(), timeout_s)
+            return drained()
+
+    def look_again(self) -> None:
+        """Let whoever waits here see whether that has become vain."""
+        with self._changed:
+            self._changed.notify_all()
 
     def fail(self, error: Exception) -> None:
         """Give up: every batch in flight and every further one ends in `error`."""

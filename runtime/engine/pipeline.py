@@ -114,6 +114,7 @@ class Pipeline(ChangeEffects):
         self._carried_before = 0
         self._migration: Migration | None = None
         self._abandoned_epoch: int | None = None  # while a change is undone
+        self._stopped = False  # the change under way shall end
         self._assembly = Assembly(layout, [])
         self._target: Assembly | None = None
         self.dispatcher = Dispatcher(
@@ -214,6 +215,7 @@ class Pipeline(ChangeEffects):
     def prepare(self, target: Layout, cost: Cost) -> int:
         """Bring up the new stages of `target` beside the serving ones, keep the others; return the chain's epoch."""
         old = self._assembly
+        self._stopped = False
         self._reserve(old.layout, target)
         reusable = {role_of(old.layout, rank): stage for rank, stage in enumerate(old.stages)}
         assembly = self._target = Assembly(target, [])
@@ -254,8 +256,10 @@ class Pipeline(ChangeEffects):
             return self._flip(target.chain, target.layout)
         self.dispatcher.hold(hold_s)
         try:
-            if not self.dispatcher.wait_drained(self.epoch(), hold_s):
-                raise StageError(f"the batches in flight did not finish within {hold_s:g} s")
+            if not self.dispatcher.wait_drained(self.epoch(), hold_s, lambda: self._stopped or not self._is_whole()):
+                raise StageError(
+                    f"the batches in flight did not finish, within {hold_s:g} s or because a stage was lost"
+                )
             if carry is Carry.RECOMPUTE:
                 return self._flip(target.chain, target.layout, recompute_tokens=self._max_batch_tokens)
             migration = self._migration_of_change()
@@ -278,7 +282,9 @@ class Pipeline(ChangeEffects):
         return idle
 
     def interrupt(self) -> None:
-        """End the stages that only the target layout has, and a copy that is under way."""
+        """End the stages that only the target layout has, a copy that is under way, and waiting for the old ones."""
+        self._stopped = True
+        self.dispatcher.look_again()
         if self._migration is not None:
             self._migration.stop()
         if self._target is not None:
@@ -348,7 +354,9 @@ class Pipeline(ChangeEffects):
         migration, self._migration = self._migration, None
         self._recover_if_lost("its process ended when the change was just committed")
         cost.requests_carried = self.dispatcher.counters.carried_requests - self._carried_before
-        self.dispatcher.wait_drained(old.chain.epoch, _CALL_TIMEOUT_S)
+        self.dispatcher.wait_drained(
+            old.chain.epoch, _CALL_TIMEOUT_S, lambda: not all(self.fleet.alive(stage) for stage in old.stages)
+        )
         for stage in old.stages:
             if stage.name not in target.kept and not stage.any_role:
                 self.fleet.release(stage)
@@ -619,6 +627,7 @@ class Pipeline(ChangeEffects):
 
     def _on_lost(self, name: str, reason: str) -> None:
         self.journal.tell("pipeline", "stage lost", stage=name, reason=reason)
+        self.dispatcher.look_again()
         self.assembler.fail_probes(name, reason)
         target = self._target
         if target is not None and name not in target.kept and any(stage.name == name for stage in target.stages):

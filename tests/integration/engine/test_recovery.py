@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from runtime.migration.errors import ChangeBusy
+from runtime.migration.protocol import Method, Step
 from tests.integration.engine.harness import Harness, Outputs, Prompt, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from runtime.migration.coordinator import Change
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("default")]
 
@@ -209,3 +213,32 @@ def test_i3_no_token_is_lost_over_twenty_random_kills_and_changes(two_stages: Ha
     two_stages.idle()
     two_stages.recovered()
     assert pipeline.recovery.count > recoveries + 5
+
+
+@pytest.mark.timeout(100)  # such a change may hold batches back for longer, if nobody tells it that it waits in vain
+@pytest.mark.parametrize("method", [Method.RECOMPUTE, Method.STOP_AND_COPY])
+def test_a_change_that_waits_for_a_batch_of_a_lost_stage_waits_no_longer(
+    two_stages: Harness, monkeypatch: pytest.MonkeyPatch, method: Method
+) -> None:
+    undisturbed = two_stages.run(PROMPTS)
+    two_stages.engine.reset_prefix_cache()
+    pipeline = two_stages.pipeline
+    changes: list[Change] = []
+
+    def change_and_kill(pid: int) -> None:
+        changes.append(pipeline.coordinator.request("2@a,2@b,2", method))
+        while changes[0].machine.step in {Step.PLAN, Step.PREPARE}:
+            changes[0].ended.wait(0.01)
+        os.kill(pid, signal.SIGKILL)
+
+    def between(steps: int) -> None:
+        if steps == 8:
+            pid = pipeline._assembly.stages[1].pid
+            os.kill(pid, signal.SIGSTOP)  # the next batch stays in flight
+            threading.Thread(target=change_and_kill, args=(pid,), daemon=True).start()
+
+    assert tokens(two_stages.run(PROMPTS, between)) == tokens(undisturbed)
+    two_stages.idle()
+    two_stages.recovered()
+    assert changes[0].report()["state"] == "aborted"
+    assert str(pipeline.layout()) == "3,3"
