@@ -297,14 +297,16 @@ class Fleet:
         self._gone(stage.name, reason)
         stage.home.kill(stage.name)
 
+    def remove_sockets(self) -> None:
+        """Remove the files of all sockets; what is connected stays so."""
+        self._folder.remove()
+
     def close(self) -> None:
         """End all stages and the zygote, and leave no file behind."""
         with self._lock:
             self._closing = True
             stages = list(self._stages.values())
             self._stages.clear()
-        # First of all: whoever ends a server gives its engine little time. Sockets that are connected stay so.
-        self._folder.remove()
         if self._zygote is not None:
             self._zygote.close()
         if self.gateway is not None:

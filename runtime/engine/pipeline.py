@@ -557,6 +557,7 @@ class Pipeline(ChangeEffects):
     def close(self) -> None:
         """End everything."""
         self._failed.set()
+        self.fleet.remove_sockets()  # first of all: whoever ends a server gives its engine little time
         self.sleep.close()
         self.nodes.close()
         self.coordinator.close()
