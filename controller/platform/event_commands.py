@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import sys
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from controller.console import FAILED, REFUSED, err, fail, out
 from controller.platform.broker.client import BROKER_VARIABLE, DEFAULT_BROKER, BrokerClient, BrokerError
 from runtime.events.catalogue import Type
 from runtime.events.envelope import EventError, make
+from runtime.events.from_journal import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,12 +27,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Send events to the broker, and watch those that it has.", no_args_is_help=True)
 
-# The events that end the wait for an answer; `planned` comes before them.
+# The events that end the wait for an answer.
 _ENDS = {
     Type.RECONFIGURATION_REQUESTED: {Type.RECONFIGURATION_COMMITTED: True, Type.RECONFIGURATION_ABORTED: False},
     Type.STAGE_PREPARE: {Type.STAGE_PREPARED: True},
     Type.STAGE_RELEASE: {Type.STAGE_RELEASED: True},
 }
+_BEFORE_THE_END = frozenset({Type.RECONFIGURATION_PLANNED})
+_OWN_ID = "request-"  # begins the id of what a function answers without the head
 _SHOWN_DATA = 400
 
 Broker = Annotated[str, typer.Option(envvar=BROKER_VARIABLE, help="The broker's address.")]
@@ -118,12 +122,25 @@ def _await_answer(client: BrokerClient, event: Event, number: int, wait_s: float
 
 
 def _answers(told: dict[str, Any], event: Event) -> bool:
-    data = told.get("data")
-    if not isinstance(data, dict):
+    """Whether an event that came by answers one that was sent.
+
+    An answer names the request, but for a stage that moved: of that, only the stage is told. Ids of answers about
+    which the head says nothing itself follow from the request (`functions`).
+    """
+    data, kind = told.get("data"), told["type"]
+    if not isinstance(data, dict) or told["source"] != source_of(event.data["pipeline"]):
         return False
-    if event.type is Type.RECONFIGURATION_REQUESTED:
-        return data.get("request") == event.id
-    return told["type"] in _ENDS[event.type] and data.get("stage") == event.data["stage"]
+    if kind not in _ENDS[event.type]:
+        return event.type is Type.RECONFIGURATION_REQUESTED and kind in _BEFORE_THE_END and _is_for(data, event)
+    if told["id"].startswith(_OWN_ID):
+        return bool(told["id"].rpartition(".")[0] == _OWN_ID + hashlib.sha256(event.key.encode()).hexdigest()[:32])
+    if event.type is Type.RECONFIGURATION_REQUESTED or data.get("request") is not None:
+        return _is_for(data, event)
+    return bool(data.get("stage") == event.data["stage"])
+
+
+def _is_for(data: dict[str, Any], event: Event) -> bool:
+    return data.get("request") == event.id
 
 
 def _said(lost: Undelivered) -> str:

@@ -55,6 +55,7 @@ DEFAULT_STAGES = 2
 
 _MOST = 2**31 - 1  # what any number of the CRD may be at most
 _VALUE_CHARACTERS = 80
+_NAME = re.compile(r"(?=.{1,40}$)[a-z]([a-z0-9-]*[a-z0-9])?")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _NODE = re.compile(r"(?=.{1,64}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
@@ -89,6 +90,7 @@ _OWN_FLAGS = {
             *("--distributed-executor-backend", "--scheduler-cls", "--additional-config", "--config"),
             *("--async-scheduling", "--no-async-scheduling", "--pipeline-parallel-size", "--tensor-parallel-size"),
             *("--data-parallel-size", "--worker-cls", "--worker-extension-cls", "--trust-remote-code"),
+            *("-pp", "-tp", "-dp"),  # vLLM's short forms
         ),
         "Midstream decides it",
     ),
@@ -138,9 +140,18 @@ def _broken(message: str) -> PydanticCustomError:
     return PydanticCustomError("rule", "{message}", {"message": message})
 
 
-def _label(text: str) -> str:
+def _name(text: str) -> str:
+    # On a cluster, Services are named after it.
+    if not _NAME.fullmatch(text):
+        raise _broken(
+            "is no name: at most 40 lower-case letters, digits and '-', a letter first, such as smollm or my-llm-2"
+        )
+    return text
+
+
+def _namespace(text: str) -> str:
     if not _LABEL.fullmatch(text):
-        raise _broken("is no name: at most 63 lower-case letters, digits and '-', such as smollm or my-llm-2")
+        raise _broken("is no namespace: at most 63 lower-case letters, digits and '-', such as default")
     return text
 
 
@@ -213,8 +224,8 @@ class _Part(BaseModel):
 class Metadata(_Part):
     """Which object it is."""
 
-    name: Annotated[str, AfterValidator(_label)]
-    namespace: Annotated[str, AfterValidator(_label)] | None = None
+    name: Annotated[str, AfterValidator(_name)]
+    namespace: Annotated[str, AfterValidator(_namespace)] | None = None
     labels: Labels | None = None
     annotations: dict[Annotated[str, AfterValidator(_meta_key)], str] | None = None
 

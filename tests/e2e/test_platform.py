@@ -80,6 +80,10 @@ class User:
         assert record is not None
         return record
 
+    def functions(self, name: str) -> list[str]:
+        """Return the functions of stages that run."""
+        return sorted(child for child in self.record(name).children if child.startswith("stage-"))
+
     async def send(self, name: str, data: dict[str, Any], *options: str, code: int = 0) -> str:
         """Send a request for another layout by hand and wait for its answer."""
         data = {"pipeline": name, **data}
@@ -173,6 +177,11 @@ async def test_a_stream_does_not_notice_a_change_by_event_and_one_by_object(user
 async def test_an_event_that_comes_again_or_late_changes_nothing(user: User):
     before = await user.status()
     assert before["layers"] == "30"
+
+    async def one() -> bool:
+        return user.functions("default") == ["stage-0"]
+
+    await user.until("the function of one stage", one)
     await user.send("default", {"layers": "8,12,10"}, "--id", "by-hand")  # its answer of then
     late = await user.send("default", {"layers": "10,20", "generation": 1}, code=1)
     assert "generation 1 is older than generation 2" in late
@@ -180,6 +189,15 @@ async def test_an_event_that_comes_again_or_late_changes_nothing(user: User):
     assert "add up to 29" in wrong
     after = await user.status()
     assert (after["layers"], after["epoch"]) == (before["layers"], before["epoch"])
+    log = user.platform("default").log("supervisor")
+
+    async def heard() -> bool:
+        return "add up to 29" in log.read_text()
+
+    await user.until("the supervisor heard of all of that", heard)
+    triggers = user.platform("default").triggers.read_text()
+    assert ("name: stage-0\n" in triggers, "name: stage-1\n" in triggers) == (True, False)
+    assert user.functions("default") == ["stage-0"]
 
 
 async def test_what_only_a_restart_changes_is_refused_by_name(user: User):
@@ -191,7 +209,7 @@ async def test_functions_follow_the_stages_and_come_back_when_they_end(user: Use
     await user.run("apply", "-f", user.write("default", "{auto: {stages: 3}}"))
 
     async def three() -> bool:
-        return sum(name.startswith("stage-") for name in user.record("default").children) == 3
+        return user.functions("default") == ["stage-0", "stage-1", "stage-2"]
 
     await user.until("three functions of stages", three)
     functions = {name: child for name, child in user.record("default").children.items() if name.startswith("stage-")}
@@ -216,7 +234,7 @@ async def test_down_leaves_nothing(user: User):
     said = await user.run("down", "default")
     assert said.startswith("default ended: ")
     assert alive(record) == []
-    assert not user.platform("default").path.exists()
+    assert list(user.platform("default").path.parent.iterdir()) == []
     assert os.listdir(user.temporary.name) == []
     assert not [process for process in psutil.process_iter() if str(user.folder) in " ".join(command(process))]
     assert "no pipeline 'default' runs here" in await user.run("down", "default")

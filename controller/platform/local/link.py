@@ -6,13 +6,19 @@ import asyncio
 import contextlib
 import os
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
 import httpx
+import msgspec
 
+from controller.platform.broker.client import Seen, Seens
+from controller.platform.local.head_status import read_report, read_status
 from runtime.head.access import TOKEN_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+
+    from controller.platform.local.head_status import ChangeReport, HeadStatus
 
 _LONG_POLL_S = 30.0
 _TIMEOUT_S = 10.0
@@ -22,11 +28,14 @@ _AGAIN_S = 0.5
 class Link(Protocol):
     """What the supervisor needs."""
 
-    def events(self) -> AsyncIterator[Mapping[str, Any]]:
-        """Yield the events that the broker takes, in CloudEvents' JSON form, as long as it is asked."""
+    def events(self) -> AsyncIterator[Seen | None]:
+        """Yield the events that the broker takes, as long as it is asked; None when some may have been missed."""
 
-    async def wanted_layers(self) -> str | None:
-        """Return the layout that was asked for last, stages that are away included; None when the head does not say."""
+    async def status(self) -> HeadStatus | None:
+        """Return what the head says now; None when it does not answer."""
+
+    async def report(self, change: str) -> ChangeReport | None:
+        """Return what the head says of a change; None when it does not know it, or does not answer."""
 
     async def put_trigger(self, manifest: Mapping[str, Any]) -> None:
         """Have events delivered to another function from now on."""
@@ -39,28 +48,33 @@ class HttpLink:
     """The real one. What cannot be reached is being started again: it then reads its triggers from the file."""
 
     def __init__(self, broker: str, head: str) -> None:
-        self._broker, self._head = broker, head
+        self._broker, self._head = broker, f"{head}/midstream/v1"
         token = os.environ.get(TOKEN_VARIABLE)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
-    async def events(self) -> AsyncIterator[Mapping[str, Any]]:
+    async def events(self) -> AsyncIterator[Seen | None]:
         """Yield the events that the broker takes; after a new start of the broker from its first one on."""
         after = 0
         while True:
             parameters = {"after": after, "wait": _LONG_POLL_S}
-            page = await self._call("GET", f"{self._broker}/events", params=parameters)
+            page = await self._page(parameters)
             if page is None:
                 await asyncio.sleep(_AGAIN_S)
+                yield None
                 continue
-            for entry in page["events"]:
-                if entry.get("undelivered") is None:
-                    yield entry["event"]
-            after = page["next"]
+            if page.missed:
+                yield None
+            for seen in page.events:
+                yield seen
+            after = page.next
 
-    async def wanted_layers(self) -> str | None:
-        """Return the layout that was asked for last."""
-        status = await self._call("GET", f"{self._head}/midstream/v1/status")
-        return None if status is None else status.get("wanted")
+    async def status(self) -> HeadStatus | None:
+        """Return what the head says now."""
+        return read_status(await self._call("GET", f"{self._head}/status"))
+
+    async def report(self, change: str) -> ChangeReport | None:
+        """Return what the head says of a change."""
+        return read_report(await self._call("GET", f"{self._head}/reconfigurations/{quote(change, safe='')}"))
 
     async def put_trigger(self, manifest: Mapping[str, Any]) -> None:
         """Have events delivered to another function."""
@@ -70,11 +84,20 @@ class HttpLink:
         """Have no events delivered to a function."""
         await self._call("DELETE", f"{self._broker}/triggers/{name}")
 
-    async def _call(self, method: str, url: str, **arguments: Any) -> dict[str, Any] | None:
-        async with httpx.AsyncClient(headers=self._headers, timeout=_LONG_POLL_S + _TIMEOUT_S, trust_env=False) as http:
+    async def _page(self, parameters: Mapping[str, Any]) -> Seens | None:
+        url, timeout_s = f"{self._broker}/events", _LONG_POLL_S + _TIMEOUT_S
+        page = await self._call("GET", url, timeout_s, params=dict(parameters))
+        try:
+            return msgspec.convert(page, Seens)
+        except msgspec.ValidationError:
+            return None
+
+    async def _call(self, method: str, url: str, timeout_s: float = _TIMEOUT_S, **arguments: Any) -> object:
+        """Return the answer, decoded; None without one."""
+        async with httpx.AsyncClient(headers=self._headers, timeout=timeout_s, trust_env=False) as http:
             with contextlib.suppress(httpx.TransportError, ValueError):
                 response = await http.request(method, url, **arguments)
                 if response.is_success:
-                    answer: dict[str, Any] = response.json()
+                    answer: object = response.json()
                     return answer
         return None

@@ -7,12 +7,14 @@
     <state>/midstream/platform/<name>/         mode 0700, removed when the platform ends
         platform.json     the supervisor, its children, ports, the folder for temporary files
         applied.json      the object that serves, and its generation
-        proposed.json     an object that will be, when the change under way is committed
+        proposed-<request>.json   an object that will be, when the change that this request asks for is committed
+        settling          held by who makes a proposed object the one that serves
         triggers.yaml     what the broker delivers where
         logs/<child>.log
         nodes/<node>/     identities of node runtimes and of the head
 
-A supervisor that was killed leaves the folder, but not the lock: the kernel has let it go.
+A supervisor that was killed leaves the folder, but not the lock: the kernel has let it go. Who holds a lock removes its
+file before letting it go; who gets a lock of a file that was removed tries again, which is filelock's part.
 """
 
 from __future__ import annotations
@@ -77,9 +79,14 @@ class Applied(msgspec.Struct, frozen=True):
 
 
 class Proposed(msgspec.Struct, frozen=True):
-    """An object that waits for the change which the event `request` asks for."""
+    """An object that waits for the change to `layers` which the event of the id `request` asks for.
+
+    `key` is the event's ``<source>#<id>``, by which the head knows the request.
+    """
 
     request: str
+    key: str
+    layers: str
     applied: Applied
 
 
@@ -127,7 +134,7 @@ class PlatformFolder:
         try:
             yield
         finally:
-            lock.release()
+            _let_go(lock)
 
     @contextlib.contextmanager
     def applying(self) -> Iterator[None]:
@@ -145,17 +152,18 @@ class PlatformFolder:
         try:
             yield
         finally:
-            lock.release()
+            _let_go(lock)
 
     def is_owned(self) -> bool:
         """Whether a supervisor of that name lives."""
-        if not self._root.joinpath(f"{self.name}.lock").exists():
+        file = self._root / f"{self.name}.lock"
+        if not file.exists():
             return False
         try:
             with self.own(0):
                 return False
         except AlreadyRuns:
-            return True
+            return file.exists()  # else it ended at this moment
 
     def prepare(self) -> None:
         """Make the folder, empty and for this user alone."""
@@ -179,17 +187,31 @@ class PlatformFolder:
         """Keep the object that serves from now on."""
         self._write("applied.json", applied)
 
-    def write_proposed(self, request: str, applied: Applied) -> None:
-        """Keep an object that becomes the one that serves when the change that an event asks for is committed."""
-        self._write("proposed.json", Proposed(request, applied))
+    def proposals(self) -> list[Proposed]:
+        """Return the objects that wait for their changes, the oldest first."""
+        names = [file.name for file in self.path.glob("proposed-*.json")]
+        found = (self._read(name, Proposed) for name in names)
+        there = [proposed for proposed in found if proposed is not None]
+        return sorted(there, key=lambda proposed: proposed.applied.generation)
+
+    def write_proposed(self, proposed: Proposed) -> None:
+        """Keep an object that becomes the one that serves when its change is committed."""
+        self._write(_proposal(proposed.request), proposed)
 
     def settle(self, request: str, *, committed: bool) -> None:
-        """Say what became of the change that an event asked for."""
-        proposed = self._read("proposed.json", Proposed)
-        if proposed is not None and proposed.request == request:
-            if committed:
+        """Say what became of the change that an event asked for; of the older ones none will be committed then."""
+        if not self.path.is_dir():
+            return
+        with FileLock(self.path / "settling", mode=0o600):  # apply and the supervisor both do it
+            proposed = self._read(_proposal(request), Proposed)
+            if proposed is None:
+                return
+            generation, applied = proposed.applied.generation, self.applied()
+            if committed and (applied is None or applied.generation < generation):
                 self.write_applied(proposed.applied)
-            (self.path / "proposed.json").unlink(missing_ok=True)
+            for other in self.proposals():
+                if other.request == request or (committed and other.applied.generation < generation):
+                    (self.path / _proposal(other.request)).unlink(missing_ok=True)
 
     def clean_up(self, *, keep_logs: bool = False) -> list[str]:
         """End what a dead supervisor left and remove the folder; returns the names of what was ended.
@@ -230,6 +252,15 @@ class PlatformFolder:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(msgspec.json.format(msgspec.json.encode(value), indent=2))
         partial.rename(self.path / name)
+
+
+def _proposal(request: str) -> str:
+    return f"proposed-{request}.json"
+
+
+def _let_go(lock: FileLock) -> None:
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
 
 
 def platforms(root: Path | None = None) -> list[str]:

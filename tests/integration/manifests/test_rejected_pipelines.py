@@ -147,7 +147,7 @@ BAD = {
     "a flag's beginning": Bad(
         _engine("--pipeline_par=2"), "Forbidden: '--pipeline_par' is decided by Midstream: remove it"
     ),
-    "a short flag": Bad(_engine("-tp=2"), "Forbidden: '-tp' is decided by Midstream: remove it", only_here=True),
+    "a short flag": Bad(_engine("-tp=2"), "Forbidden: '-tp' is decided by Midstream: remove it"),
     "foreign code": Bad(_engine("--trust-remote-code"), "'--trust-remote-code' is decided by Midstream"),
     "a secret": Bad(
         _engine("--api-key=x"), "'--api-key' would show a secret to everybody who reads this object: use a Secret"
@@ -166,9 +166,8 @@ BAD = {
         {},
         "use at most 40 lower-case letters, digits and hyphens, with a letter first",
         name="a" * 41,
-        only_here=True,
     ),
-    "a name that is no Service's": Bad({}, "metadata.name '7b' names Services too", name="7b", only_here=True),
+    "a name that is no Service's": Bad({}, "metadata.name '7b' names Services too", name="7b"),
 }
 
 

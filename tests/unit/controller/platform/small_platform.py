@@ -12,10 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from controller.platform.broker.client import Seen
 from controller.platform.llm_pipeline import API_VERSION, KIND, LLMPipeline
 from controller.platform.local.child import Command, Says
+from controller.platform.local.head_status import ChangeReport, HeadStatus
 from controller.platform.local.state import Applied, PlatformFolder
 from controller.platform.local.supervisor import Supervisor, make_temporary
+from runtime.events.catalogue import ReconfigurationReport, Type
+from runtime.events.from_journal import source_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -46,11 +52,12 @@ def pipeline(**spec: Any) -> LLMPipeline:
 
 @dataclass
 class SmallPlan:
-    """Two first children, one second, and one for each stage. `broken` have other commands, one for each start."""
+    """Two first children, a head, and one for each stage. `broken` have other commands, one for each start."""
 
     story: Path
     temporary: str
     grandchildren: bool = False
+    started: list[tuple[str, LLMPipeline]] = field(default_factory=list)
     broken: dict[str, list[Command]] = field(default_factory=lambda: defaultdict(list))
     ports: dict[str, int] = field(default_factory=lambda: {"head": 1, "broker": 2})
 
@@ -58,7 +65,7 @@ class SmallPlan:
         self.tell(f"prepared {stages}")
 
     def phases(self, stages: int) -> Sequence[Sequence[str]]:
-        return [["first-1", "first-2"], ["second"], self.functions(stages)]
+        return [["first-1", "first-2"], ["head"], self.functions(stages)]
 
     def functions(self, stages: int) -> Sequence[str]:
         return [f"stage-{index}" for index in range(stages)]
@@ -67,6 +74,7 @@ class SmallPlan:
         return {"metadata": {"name": child}}
 
     def command(self, child: str, pipeline: LLMPipeline) -> Command:
+        self.started.append((child, pipeline))
         if self.broken[child]:
             return self.broken[child].pop(0)
         arguments = (child, str(self.story), "1" if self.grandchildren else "")
@@ -79,24 +87,62 @@ class SmallPlan:
 
 @dataclass
 class SmallLink:
-    """What the broker and the head would say."""
+    """What the broker and the head would say. `silences` is how often the head does not answer before it does."""
 
-    wanted: str | None = None
-    told: asyncio.Queue[Mapping[str, Any]] = field(default_factory=asyncio.Queue)
+    says: HeadStatus = field(default_factory=lambda: HeadStatus("boot", wanted="15,15"))
+    silences: int = 0
+    reports: dict[str, ChangeReport] = field(default_factory=dict)
+    told: asyncio.Queue[Seen | None] = field(default_factory=asyncio.Queue)
     triggers: set[str] = field(default_factory=set)
+    looks: int = 0
 
-    async def events(self) -> AsyncIterator[Mapping[str, Any]]:
+    async def events(self) -> AsyncIterator[Seen | None]:
         while True:
             yield await self.told.get()
 
-    async def wanted_layers(self) -> str | None:
-        return self.wanted
+    async def status(self) -> HeadStatus | None:
+        self.looks += 1
+        if self.silences:
+            self.silences -= 1
+            return None
+        return self.says
+
+    async def report(self, change: str) -> ChangeReport | None:
+        return self.reports.get(change)
 
     async def put_trigger(self, manifest: Mapping[str, Any]) -> None:
         self.triggers.add(manifest["metadata"]["name"])
 
     async def delete_trigger(self, name: str) -> None:
         self.triggers.discard(name)
+
+
+def committed(to: str, *, name: str = "small", **data: Any) -> Seen:
+    """What a head tells of a change, or somebody who can make events as well."""
+    report = ReconfigurationReport(
+        pipeline=name,
+        change="change-1",
+        from_="15,15",
+        to=to,
+        state="committed",
+        reason=None,
+        total_ms=7.0,
+        steps_ms={},
+        bytes_moved=0,
+        rounds=0,
+        requests_carried=2,
+        epoch=2,
+        request=None,
+        unchanged=False,
+        pause_ms=None,
+    )
+    return told(Type.RECONFIGURATION_COMMITTED, {**msgspec.to_builtins(report), **data}, name)
+
+
+def told(kind: str, data: object, name: str = "small", source: str | None = None) -> Seen:
+    source = source or source_of(name)
+    event = {"specversion": "1.0", "id": "1", "source": source, "type": kind, "subject": name, "data": data}
+    return Seen(1, 0.0, event)
 
 
 def main(root: str, story: str) -> None:

@@ -1,5 +1,6 @@
 """`midstream event`, against a broker in this process."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +15,8 @@ from controller.platform.broker.ring import Undelivered
 REQUESTED = "dev.midstream.reconfiguration.requested"
 COMMITTED = "dev.midstream.reconfiguration.committed"
 PLANNED = "dev.midstream.reconfiguration.planned"
+PREPARE = "dev.midstream.stage.prepare"
+PREPARED = "dev.midstream.stage.prepared"
 ABORTED = "dev.midstream.reconfiguration.aborted"
 DATA = json.dumps({"pipeline": "smollm", "layers": "8,12,10"})
 
@@ -165,11 +168,45 @@ class TestWaiting:
         assert f"no answer to {REQUESTED} r1 within 30 s" in result.stderr
 
     def test_the_answer_to_a_stage_is_about_that_stage(self, broker: FakeBroker):
-        prepared = "dev.midstream.stage.prepared"
-        broker.seen = [seen(prepared, "s0", stage=0), seen(COMMITTED, "x", stage=1), seen(prepared, "s1", stage=1)]
-        data = json.dumps({"pipeline": "smollm", "stage": 1})
-        result = run("send", "dev.midstream.stage.prepare", "--data", data, "--wait", "1", "--json")
+        broker.seen = [seen(PREPARED, "s0", stage=0), seen(COMMITTED, "x", stage=1), seen(PREPARED, "s1", stage=1)]
+        result = self.prepare()
         assert (result.exit_code, self.ids(result)) == (0, ["s1"])
+
+    def prepare(self) -> Result:
+        data = json.dumps({"pipeline": "smollm", "stage": 1})
+        return run(*("send", PREPARE, "--data", data, "--id", "r1", "--wait", "1", "--json"))
+
+    def test_the_answer_to_somebody_elses_request_for_that_stage_is_none(self, broker: FakeBroker):
+        mine = f"{own_id('/midstream/command#r1')}.prepared"
+        broker.seen = [
+            seen(PREPARED, f"{own_id('/somebody#r1')}.prepared", stage=1),
+            seen(PREPARED, "boot.change-1.stage-1.prepared", stage=1, request="r0"),
+            elsewhere(seen(PREPARED, "forged", stage=1)),
+            seen(PREPARED, mine, stage=1),
+        ]
+        result = self.prepare()
+        assert (result.exit_code, self.ids(result)) == (0, [mine])
+
+    def test_a_refusal_of_somebody_elses_request_with_the_same_id_is_none(self, broker: FakeBroker):
+        mine = f"{own_id('/midstream/command#r1')}.aborted"
+        broker.seen = [
+            seen(ABORTED, f"{own_id('/somebody#r1')}.aborted", request="r1"),
+            elsewhere(seen(COMMITTED, "forged", request="r1")),
+            seen("my.own.type", "other", request="r1"),
+            seen(ABORTED, mine, request="r1"),
+        ]
+        result = self.send()
+        assert (result.exit_code, self.ids(result)) == (1, [mine])
+
+
+def own_id(key: str) -> str:
+    """Begin the id of what a function answers without the head."""
+    return f"request-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+
+def elsewhere(told: Seen) -> Seen:
+    told.event["source"] = "/midstream/pipelines/other"
+    return told
 
 
 class TestLooking:

@@ -134,6 +134,12 @@ class TestWhatItMaySay:
                 {"engineArgs": ["--mod=x"]},
                 "spec.engineArgs[0]: '--mod' cannot be given here: spec.model says it (--model)",
             ),
+            (
+                {"engineArgs": ["-tp", "2"]},
+                "spec.engineArgs[0]: '-tp' cannot be given here: Midstream decides it (-tp)",
+            ),
+            ({"engineArgs": ["-pp=2"]}, "spec.engineArgs[0]: '-pp' cannot be given here: Midstream decides it (-pp)"),
+            ({"engineArgs": ["-dp=2"]}, "spec.engineArgs[0]: '-dp' cannot be given here: Midstream decides it (-dp)"),
             ({"engineArgs": ["--api-key", "s"]}, "command lines can be read by others; set it in the environment"),
             (
                 {"engineArgs": ["--max-model-len=8"], "model": {"maxLength": 8}},
@@ -146,10 +152,13 @@ class TestWhatItMaySay:
         (problem,) = problems(raw(**spec))
         assert message in problem
 
-    @pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a.b", "a_b", "a" * 64, "../x"])
-    def test_a_name_is_a_label_of_rfc_1123(self, name: str):
+    @pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a.b", "a_b", "7b", "a" * 41, "../x", "a\n"])
+    def test_a_name_can_be_that_of_a_service(self, name: str):
         (problem,) = problems({**raw(), "metadata": {"name": name}})
         assert problem.startswith(f"metadata.name: {name!r} is no name"[:60])
+
+    def test_a_name_has_forty_characters_at_most(self):
+        assert LLMPipeline.parse({**raw(), "metadata": {"name": "a" * 40}}).name == "a" * 40
 
     @pytest.mark.parametrize("data", [None, [], "x", 3])
     def test_what_is_no_mapping_is_refused(self, data: object):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 import typer
 from typer.testing import CliRunner, Result
@@ -14,7 +15,7 @@ from controller.platform.broker.client import BrokerError, Seen, Seens, Undelive
 from controller.platform.local import apply, launch, model_layers
 from controller.platform.local.processes import PlatformError, ProcessRecord
 from controller.platform.local.state import Applied, PlatformFolder, PlatformRecord
-from tests.unit.controller.platform.small_platform import pipeline
+from tests.unit.controller.platform.small_platform import committed, pipeline, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,6 +25,23 @@ app = typer.Typer()
 for name in ("up", "down", "apply", "validate"):
     app.command(name)(getattr(platform_commands, name))
 
+REPORT = {
+    "id": "change-1",
+    "boot": "b",
+    "from": "15,15",
+    "to": "10,10,10",
+    "reason": None,
+    "total_ms": 7.0,
+    "steps_ms": {"plan": 1.0},
+    "bytes_moved": 0,
+    "rounds": 0,
+    "requests_carried": 2,
+    "epoch": 3,
+    "pause_ms": None,
+    "started_at": 1.0,
+    "ended_at": 2.0,
+    "traceparent": None,
+}
 HEAD = "apiVersion: midstream.dev/v1alpha1\nkind: LLMPipeline\nmetadata: {name: small}\n"
 
 
@@ -54,6 +72,8 @@ class Answering:
     """A broker that answers a request with what the test says."""
 
     def __init__(self) -> None:
+        self.head = Head(self)
+        self.accepted: dict[str, Any] = {}  # what the head says from the request on
         self.sent: list[dict[str, Any]] = []
         self.type = "committed"
         self.report: dict[str, Any] = {}
@@ -73,34 +93,52 @@ class Answering:
     def send(self, headers: Mapping[str, str], body: bytes) -> int:
         if self.refusal:
             raise self.refusal
-        import msgspec
-
         self.sent.append({**headers, "data": msgspec.json.decode(body)})
+        self.head.says |= self.accepted
         return 5
 
     def events(self, after: int, wait_s: float, subject: str | None = None) -> Seens:
         request = self.sent[0]["ce-id"]
         if self.undelivered:
-            return Seens([Seen(6, 0.0, {"id": request, "type": "x"}, self.undelivered)], 6, missed=False)
-        report = {
-            "change": "change-1",
-            "from": "15,15",
-            "to": "10,10,10",
-            "state": self.type,
-            "reason": None,
-            "total_ms": 7.0,
-            "steps_ms": {"plan": 1.0},
-            "bytes_moved": 0,
-            "requests_carried": 2,
-            "unchanged": False,
-            **self.report,
-        }
+            event = {"id": request, "source": apply.SOURCE, "type": "x"}
+            return Seens([Seen(6, 0.0, event, self.undelivered)], 6, missed=False)
+        report = {"state": self.type, **self.report}
         events = [
-            {"id": "1", "type": "dev.midstream.reconfiguration.committed", "data": {**report, "request": "another"}},
-            {"id": "2", "type": "dev.midstream.reconfiguration.planned", "data": {**report, "request": request}},
-            {"id": "3", "type": f"dev.midstream.reconfiguration.{self.type}", "data": {**report, "request": request}},
+            told("dev.midstream.reconfiguration.committed", "text"),
+            committed("10,10,10", request=request, change=None, name="other"),
+            committed("10,10,10", request="another"),
+            committed("10,10,10", **{**report, "request": request}),
         ]
-        return Seens([Seen(5 + number, 0.0, event) for number, event in enumerate(events)], 9, missed=False)
+        events[-1].event["type"] = f"dev.midstream.reconfiguration.{self.type}"
+        return Seens(events, 9, missed=False)
+
+
+class Head:
+    """What the head says: the layout asked for last, and of changes the end of the one that was asked for."""
+
+    def __init__(self, broker: Answering) -> None:
+        self.broker = broker
+        self.says: dict[str, Any] = {"boot": "b", "wanted": "15,15", "generation": 4, "change": None}
+        self.reports: list[dict[str, Any]] = []
+
+    def __call__(self, endpoint: str) -> Head:
+        assert endpoint == "http://127.0.0.1:1"
+        return self
+
+    def __enter__(self) -> Head:  # noqa: PYI034
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def status(self) -> dict[str, Any]:
+        return self.says
+
+    def wait(self, change: str) -> dict[str, Any]:
+        assert change == "change-1"
+        report = dict(REPORT)
+        report |= {"state": self.broker.type, **self.broker.report}
+        return {**report, "request": f"{apply.SOURCE}#{self.broker.sent[0]['ce-id']}"}
 
 
 @pytest.fixture
@@ -108,13 +146,13 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Answering:
     """The broker of the platform that runs."""
     answering = Answering()
     monkeypatch.setattr(apply, "BrokerClient", answering)
+    monkeypatch.setattr(apply, "ControlClient", answering.head)
     return answering
 
 
 @pytest.fixture
-def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[PlatformFolder]:
+def running() -> Iterator[PlatformFolder]:
     """A platform that runs, as far as its folder says; it serves 15,15."""
-    monkeypatch.setattr(apply, "_serving_layout", lambda _: "15,15")
     folder = PlatformFolder("small")
     with folder.own():
         folder.prepare()
@@ -167,12 +205,12 @@ class TestApply:
         broker.undelivered = Undelivered("reconfigure", "http://127.0.0.1:3", 503, "the head is away")
         result = midstream("apply", "-f", write("{auto: {stages: 3}}"))
         assert (result.exit_code, result.stderr) == (1, "midstream: the change was not made: the head is away\n")
-        assert not (running.path / "proposed.json").exists()
+        assert running.proposals() == []
 
     def test_a_broker_that_refuses_is_told(self, running, broker: Answering, write):
         broker.refusal = BrokerError("no room", refused=True)
         assert midstream("apply", "-f", write("{auto: {stages: 3}}")).stderr == "midstream: no room\n"
-        assert not (running.path / "proposed.json").exists()
+        assert running.proposals() == []
 
     def test_nobody_has_to_wait(self, running, broker: Answering, write):
         result = midstream("apply", "--no-wait", "-f", write("{auto: {stages: 3}}"))
@@ -185,14 +223,52 @@ class TestApply:
     def test_what_serves_already_needs_no_event(self, running, broker: Answering, write):
         again = midstream("apply", "-f", write("{auto: {stages: 2}}"))
         assert again.stdout == "small: generation 4, nothing to change in what runs\n"
-        said_otherwise = midstream("apply", "-f", write("{stages: [{layers: 15}, {layers: 15}]}"))
-        assert said_otherwise.stdout == "small: generation 5, nothing to change in what runs\n"
         assert broker.sent == []
 
-    def test_a_layout_that_was_changed_by_hand_is_changed_back(self, running, broker: Answering, write, monkeypatch):
-        monkeypatch.setattr(apply, "_serving_layout", lambda _: "30")
-        midstream("apply", "-f", write("{auto: {stages: 2}}"))
+    def test_an_object_that_says_it_otherwise_is_kept_although_nothing_changes(self, running, broker, write):
+        broker.report = {"change": None, "from": None, "unchanged": True, "reason": "the pipeline has it already"}
+        broker.accepted = {"generation": 5}
+        said = midstream("apply", "-f", write("{stages: [{layers: 15}, {layers: 15}]}"))
+        assert said.stdout == "small: generation 5 committed, the pipeline has it already\n"
+        assert generation(running) == 5
+
+    @pytest.mark.parametrize("says", [{"wanted": "10,10,10"}, {"change": "change-9"}, {"wanted": None}])
+    def test_the_newest_wish_is_always_told(self, running, broker: Answering, write, says: dict[str, Any]):
+        broker.head.says |= says
+        midstream("apply", "--no-wait", "-f", write("{auto: {stages: 2}}"))
         assert broker.sent[0]["data"]["layers"] == "15,15"
+
+    def test_a_wish_that_still_waits_is_taken_back(self, running, broker: Answering, write):
+        midstream("apply", "--no-wait", "-f", write("{auto: {stages: 3}}"))
+        midstream("apply", "--no-wait", "-f", write("{auto: {stages: 2}}"))
+        assert [(event["data"]["layers"], event["data"]["generation"]) for event in broker.sent] == [
+            ("10,10,10", 5),
+            ("15,15", 6),
+        ]
+        running.settle(broker.sent[0]["ce-id"], committed=True)
+        assert (generation(running), len(running.proposals())) == (5, 1)
+        running.settle(broker.sent[1]["ce-id"], committed=True)
+        assert (generation(running), running.proposals()) == (6, [])
+
+    def test_a_generation_is_higher_than_any_that_the_head_accepted(self, running, broker: Answering, write):
+        broker.head.says["generation"] = 41
+        midstream("apply", "--no-wait", "-f", write("{auto: {stages: 3}}"))
+        assert broker.sent[0]["data"]["generation"] == 42
+
+    def test_an_event_that_the_head_knows_nothing_of_is_not_believed(self, running, broker, write, monkeypatch):
+        ends = iter([True, True, False])
+        monkeypatch.setattr(PlatformFolder, "is_owned", lambda _: next(ends))
+        broker.report = {"change": None, "unchanged": True}  # "committed", but generation 5 was never accepted
+        result = midstream("apply", "-f", write("{auto: {stages: 3}}"))
+        assert (result.exit_code, result.stderr) == (1, "midstream: pipeline 'small' ended before the change did\n")
+        assert generation(running) == 4
+
+    def test_the_end_is_seen_without_any_event(self, running, broker: Answering, write, monkeypatch):
+        monkeypatch.setattr(Answering, "events", lambda *_, **__: Seens([], 5, missed=True))
+        broker.accepted = {"wanted": "10,10,10", "generation": 5}
+        result = midstream("apply", "-f", write("{auto: {stages: 3}}"))
+        assert result.stdout == "small: generation 5 committed, it is the layout that was asked for last\n"
+        assert generation(running) == 5
 
     @pytest.mark.parametrize(
         ("spec", "message"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from filelock import FileLock
 
 from controller.platform.local import down, state
 from controller.platform.local.processes import PlatformError, ProcessRecord, remove_temporary
-from controller.platform.local.state import AlreadyRuns, Applied, PlatformFolder, PlatformRecord
+from controller.platform.local.state import AlreadyRuns, Applied, PlatformFolder, PlatformRecord, Proposed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,11 +105,59 @@ class TestFolder:
             with pytest.raises(PlatformError, match="another `midstream apply` for 'small' is under way"):
                 second.__enter__()
 
+    def test_no_lock_file_is_left_and_no_lock_held_twice_for_that(self, root: Path):
+        made = folder()
+        with made.own(), made.applying():
+            waiting = state.PlatformFolder("small")
+        assert sorted(file.name for file in root.iterdir()) == ["small"]
+        first = made.own()
+        first.__enter__()
+        descriptor = os.open(root / "small.lock", os.O_RDWR)  # of somebody who waits
+        first.__exit__(None, None, None)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gets a lock of no name
+            with waiting.own(0):
+                assert made.is_owned()
+        finally:
+            os.close(descriptor)
+        assert not made.is_owned()
+
+    def test_a_lock_file_is_removed_before_anybody_else_can_lock_it(self, root: Path, monkeypatch: pytest.MonkeyPatch):
+        there = []
+        release = FileLock.release
+
+        def watched(lock: FileLock, force: bool = False) -> None:
+            there.append(Path(lock.lock_file).exists())
+            release(lock, force)
+
+        monkeypatch.setattr(FileLock, "release", watched)
+        with folder().own():
+            pass
+        assert there
+        assert not any(there)
+
     def test_what_is_written_is_read_again(self):
         made = folder()
         assert made.applied() is None
         made.write_applied(Applied(3, {"a": 1}))
         assert made.applied() == Applied(3, {"a": 1})
+
+    def test_the_newest_of_the_committed_proposals_serves(self):
+        made = folder()
+        made.write_applied(Applied(3, {}))
+        for generation in (6, 4, 5):
+            made.write_proposed(Proposed(f"r{generation}", f"/s#r{generation}", "15,15", Applied(generation, {})))
+        assert [proposed.request for proposed in made.proposals()] == ["r4", "r5", "r6"]
+        made.settle("r4", committed=False)
+        made.settle("unknown", committed=True)
+        assert made.applied() == Applied(3, {})
+        made.write_proposed(Proposed("abandoned", "/s#abandoned", "30", Applied(4, {})))
+        made.settle("r5", committed=True)
+        assert made.applied() == Applied(5, {})
+        assert [proposed.request for proposed in made.proposals()] == ["r6"]
+        made.write_applied(Applied(7, {}))
+        made.settle("r6", committed=True)  # too late
+        assert (made.applied(), made.proposals()) == (Applied(7, {}), [])
 
     def test_a_damaged_file_is_named(self):
         made = folder()
