@@ -34,7 +34,6 @@ app.add_typer(event_commands.app, name="event")
 for command in (platform_commands.up, platform_commands.down, platform_commands.apply, platform_commands.validate):
     app.command()(command)
 app.command()(operator_commands.operator)
-app.add_typer(event_commands.app, name="event")
 
 
 _SHOWN_OF = {

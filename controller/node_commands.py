@@ -104,7 +104,7 @@ def trust(
 
 @app.command("forget")
 def forget(peer: Annotated[str, typer.Argument(help="The peer's name.")], name: Name, state: State = None) -> None:
-    """Trust a peer no longer."""
+    """Trust a peer no longer, from its next connection on; start the node again to end the present one."""
     from runtime.transport.identity import IdentityError
 
     try:

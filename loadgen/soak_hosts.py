@@ -126,15 +126,6 @@ class Hosts:
         while self._returns:
             await asyncio.wait(set(self._returns))
 
-    async def until_reachable(self, names: Iterable[str]) -> bool:
-        """Wait until these nodes are reachable; False when one will not be."""
-        wanted = list(names)
-        while not all(map(self.reachable, wanted)):
-            if not self._returns:
-                return False
-            await asyncio.sleep(_POLL_S)
-        return True
-
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._returns.add(task)

@@ -25,7 +25,7 @@ def operator(
     try:
         from controller.platform.operator.main import OperatorError, OperatorOptions, run
     except ModuleNotFoundError as error:
-        fail(f"the operator needs {error.name}, which is not installed: pip install 'midstream[operator]'")
+        fail(f"the operator needs {error.name}, which is not installed: pip install '.[operator]' in a checkout")
     try:
         run(OperatorOptions(namespace, peering, liveness, image))
     except OperatorError as error:

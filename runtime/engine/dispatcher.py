@@ -477,6 +477,6 @@ class Dispatcher:
         return statistics.mode([tokens for tokens in latest if tokens <= at_most] or [1])
 
     def snapshot(self) -> dict[str, int]:
-        """Return the settled number of tokens of every request, for the journal."""
+        """Return the settled number of tokens of every request, for checks."""
         with self._changed:
             return self.ledger.computed_tokens()

@@ -250,7 +250,7 @@ class Coordinator:
             self._changes[change.id] = self._current = change
             while len(self._changes) > _KEPT_CHANGES:
                 del self._changes[next(iter(self._changes))]
-        self._journal.tell(change.id, "planned", source=str(machine.source), target=str(target), **change.report())
+        self._journal.tell(change.id, "planned", **change.report())
         threading.Thread(target=self._run, args=(change,), name=change.id, daemon=True).start()
         return change
 

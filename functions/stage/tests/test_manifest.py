@@ -1,6 +1,7 @@
 """func.yaml is one that func takes."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import yaml
 
 FOLDER = Path(__file__).resolve().parents[1]
-SCHEMA = FOLDER.parents[1].parent / "shared" / "crds" / "func_yaml-schema.json"
+CRDS = os.environ.get("MIDSTREAM_CRDS") or FOLDER.parents[1].parent / "shared" / "crds"
+SCHEMA = Path(CRDS) / "func_yaml-schema.json"
 
 
 @pytest.fixture

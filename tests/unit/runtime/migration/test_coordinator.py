@@ -165,7 +165,7 @@ def test_the_journal_tells_the_story_of_a_change(bench: Bench):
         (0, "0-0"),
         (1, "1-3"),
     ]
-    planned = {"source": "2,2", "target": "1,3", "from": "2,2", "to": "1,3", "state": "running", "ended_at": None}
+    planned = {"from": "2,2", "to": "1,3", "state": "running", "ended_at": None}
     assert {key: story[0].details[key] for key in planned} == planned
     assert story[-1].details == change.report()
     assert story[-1].details["state"] == "committed"

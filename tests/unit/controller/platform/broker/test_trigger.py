@@ -1,5 +1,6 @@
 """Knative Trigger objects, read for one machine."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import yaml
 from controller.platform.broker.trigger import Delivery, TriggerError, parse_trigger, read_triggers
 
 SERVICES = {"reconfigure": "http://127.0.0.1:8081"}
-CRD = Path(__file__).parents[6] / "shared" / "crds" / "knative-eventing-trigger.yaml"
+CRDS = os.environ.get("MIDSTREAM_CRDS") or Path(__file__).parents[6] / "shared" / "crds"
+CRD = Path(CRDS) / "knative-eventing-trigger.yaml"
 FULL = """\
 apiVersion: serving.knative.dev/v1
 kind: Service
