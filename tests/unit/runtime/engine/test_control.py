@@ -32,6 +32,7 @@ class FakeCoordinator:
             report=lambda: {"id": "change-1", "asked": arguments},
             machine=SimpleNamespace(target=Layout.parse("1,3", 4)),
             ended=threading.Event(),
+            ended_at=None,
         )
 
     def request(self, layers: str, *how: Any, move: Any = None) -> Any:
