@@ -36,12 +36,13 @@ class ControlClient:
 
     Args:
         endpoint: the server's address, such as ``http://127.0.0.1:8000`` (a trailing ``/v1`` is fine).
-        transport: for tests.
+        transport: in place of httpx's own.
+        token: of the server, if it is not the one in the environment.
 
     """
 
-    def __init__(self, endpoint: str, transport: httpx.BaseTransport | None = None) -> None:
-        token = os.environ.get(TOKEN_VARIABLE)
+    def __init__(self, endpoint: str, transport: httpx.BaseTransport | None = None, token: str | None = None) -> None:
+        token = os.environ.get(TOKEN_VARIABLE) if token is None else token
         self._endpoint = endpoint.rstrip("/").removesuffix("/v1")
         try:
             self._http = httpx.Client(

@@ -24,6 +24,7 @@ from controller.platform.broker.client import DEFAULT_BROKER
 from controller.platform.llm_pipeline import InvalidPipeline, Problem, UnsupportedHere
 from controller.platform.local.child import Answers, Command, Says
 from controller.platform.local.processes import PlatformError
+from controller.platform.serve_flags import serve_flags
 from runtime.transport.identity import Enrolment, Identity, Peer
 
 if TYPE_CHECKING:
@@ -169,24 +170,9 @@ class LocalPlan:
 
     def _head_options(self, pipeline: LLMPipeline) -> list[str]:
         spec = pipeline.spec
-        model, capacity, scaling = spec.model, spec.capacity, spec.scaling
         options = ["--layers", pipeline.layout_text(self._total_layers), "--host", LOOPBACK]
         options += ["--port", self._port("head")]
-        wanted = {
-            "--model": model.id or model.path,
-            "--sleep-after": scaling.sleep_after_seconds,
-            "--hold-requests": scaling.hold_requests,
-            "--hold-seconds": scaling.hold_seconds,
-            "--spare-stages": scaling.spare_stages,
-            # vLLM's own:
-            "--revision": model.revision,
-            "--dtype": model.dtype,
-            "--max-model-len": model.max_length,
-            "--num-gpu-blocks-override": capacity.kv_blocks,
-            "--max-num-seqs": capacity.max_requests,
-            "--max-num-batched-tokens": capacity.max_batch_tokens,
-        }
-        options += [f"{flag}={value}" for flag, value in wanted.items() if value is not None]
+        options += serve_flags(spec)
         if self._pipeline.nodes:  # those that run: an applied object may use fewer
             options += [part for node in self._pipeline.nodes for part in ("--node", node)]
             options += ["--name", HEAD_NAME, "--state", str(self._folder.node(HEAD_NAME))]

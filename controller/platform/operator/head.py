@@ -107,19 +107,4 @@ class HeadClient:
             return HeadAway("Unknown", f"{self._endpoint} answers something else than a head: {error}")
 
     def _client(self) -> ControlClient:
-        return ControlClient(self._endpoint, _WithToken(self._token))
-
-
-class _WithToken(httpx.BaseTransport):
-    """Shows one pipeline's token: the client's own comes from the environment, which all pipelines share."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-        self._transport = httpx.HTTPTransport(trust_env=False)
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return self._transport.handle_request(request)
-
-    def close(self) -> None:
-        self._transport.close()
+        return ControlClient(self._endpoint, httpx.HTTPTransport(trust_env=False), self._token)

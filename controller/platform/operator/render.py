@@ -38,6 +38,7 @@ from controller.platform.operator.facts import (
     workload_node,
 )
 from controller.platform.operator.placement import workloads
+from controller.platform.serve_flags import serve_flags
 from runtime.events.catalogue import Type
 
 if TYPE_CHECKING:
@@ -138,30 +139,13 @@ def _services(wanted: Rendering) -> Iterator[Object]:
 
 def head_arguments(pipeline: LLMPipeline, start: Start) -> list[str]:
     """Return the flags of `midstream serve`."""
-    spec = pipeline.spec
-    model, capacity, scaling = spec.model, spec.capacity, spec.scaling
-    flags = {
-        "--layers": start.layers,
-        "--model": model.id or model.path,
-        "--sleep-after": scaling.sleep_after_seconds,
-        "--hold-requests": scaling.hold_requests,
-        "--hold-seconds": scaling.hold_seconds,
-        "--spare-stages": scaling.spare_stages,
-        # vLLM's own:
-        "--revision": model.revision,
-        "--dtype": model.dtype,
-        "--max-model-len": model.max_length,
-        "--num-gpu-blocks-override": capacity.kv_blocks,
-        "--max-num-seqs": capacity.max_requests,
-        "--max-num-batched-tokens": capacity.max_batch_tokens,
-    }
-    arguments = ["--host=0.0.0.0", f"--port={_HTTP_PORT}"]
-    arguments += [f"{flag}={value}" for flag, value in flags.items() if value is not None]
+    layers = [] if start.layers is None else [f"--layers={start.layers}"]  # without: the head's own default
+    arguments = ["--host=0.0.0.0", f"--port={_HTTP_PORT}", *layers, *serve_flags(pipeline.spec)]
     if start.nodes:
         arguments += [f"--node={node}" for node in start.nodes]
         arguments += [f"--name={head_node_name(pipeline.name)}", f"--listen=0.0.0.0:{DATA_PORT}"]
         arguments += [f"--state={pods.STATE}"]
-    return [*arguments, *spec.engine_args]
+    return [*arguments, *pipeline.spec.engine_args]
 
 
 def _head(wanted: Rendering) -> Object:

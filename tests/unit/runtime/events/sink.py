@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Self
 
 from runtime.events.envelope import Event, read_http
+from tests.unit.runtime.engine.waiting import DEADLINE_S, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
-
-DEADLINE_S = 20.0
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    """Whether `condition` comes true before the deadline."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.001)
-    return True
 
 
 class _Server(ThreadingHTTPServer):

@@ -12,7 +12,8 @@ from runtime.events.catalogue import Type
 from runtime.events.envelope import Event, make, read_http
 from runtime.events.publisher import Limits, Publisher, PublisherError
 from runtime.migration.journal import Journal
-from tests.unit.runtime.events.sink import DEADLINE_S, Sink, eventually
+from tests.unit.runtime.engine.waiting import DEADLINE_S, eventually
+from tests.unit.runtime.events.sink import Sink
 
 QUICK = Limits(first_pause_s=0.005, longest_pause_s=0.02, timeout_s=DEADLINE_S)
 

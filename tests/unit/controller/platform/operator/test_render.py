@@ -106,6 +106,12 @@ def test_what_changes_live_is_in_no_template(live: dict[str, Any]) -> None:
     assert one == {name: other[name] for name in one}
 
 
+def test_a_head_without_a_layout_divides_the_layers_itself() -> None:
+    arguments = head_arguments(pipeline(), start(pipeline(), layers=None))
+    assert [argument for argument in arguments if argument.startswith("--layers")] == []
+    assert "--layers=15,15" in head_arguments(pipeline(), start(pipeline()))
+
+
 @pytest.mark.parametrize(
     ("spec", "field", "argument"),
     [
