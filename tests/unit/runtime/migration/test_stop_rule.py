@@ -85,10 +85,19 @@ def test_what_fits_the_aim_is_cut_over_at_once_and_what_exceeds_the_limit_never(
 
 
 @given(rules, histories, st.integers(0, 10**12))
-def test_less_stale_never_turns_a_cutover_into_anything_else(rule: StopRule, history: list[CopyRound], less: int):
-    if rule.judge(history).verdict is Verdict.CUT_OVER:
+def test_less_stale_never_turns_a_cutover_into_giving_up(rule: StopRule, history: list[CopyRound], less: int):
+    """It may turn "no progress" into one more round: less than ever before is progress."""
+    judged = rule.judge(history)
+    if judged.verdict is Verdict.CUT_OVER:
         fewer = replace(history[-1], stale_bytes=min(less, history[-1].stale_bytes))
-        assert rule.judge([*history[:-1], fewer]).verdict is Verdict.CUT_OVER
+        again = rule.judge([*history[:-1], fewer])
+        assert again.verdict is not Verdict.GIVE_UP
+        assert again.verdict is Verdict.CUT_OVER or judged.reason == "no progress"
+
+
+def test_a_new_minimum_within_the_limit_but_beyond_the_aim_is_worth_another_round():
+    assert RULE.judge(left_behind(4, 4, 4)) == Judgement(Verdict.CUT_OVER, "no progress")
+    assert RULE.judge(left_behind(4, 4, 3)).verdict is Verdict.COPY_AGAIN
 
 
 @given(rules, histories, st.floats(0, 10))
