@@ -1,0 +1,1 @@
+"""Privacy intents: from a sentence to placement and routes that provably hold."""

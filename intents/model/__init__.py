@@ -1,0 +1,1 @@
+"""The nouns that everything else here speaks of: inventory, predicate, typed intent, refusal."""
