@@ -4,6 +4,7 @@
     ├── InventoryError     a snapshot cannot be read: the message names the file, the field and what to do
     ├── IntentFormatError  a typed intent cannot be read
     ├── TranslatorError    a translator could not be asked (no endpoint, no answer in time)
+    ├── BenchmarkError     a file of the benchmark contradicts itself (in `intents.benchmark.cases`)
     └── EnforcementError   a controller or an API server could not be told, or answered outside its contract
 
 That a sentence is refused is *not* an exception: it is a result, `intents.model.refusal.Refusal`.
