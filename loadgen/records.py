@@ -24,6 +24,7 @@ class Outcome(StrEnum):
     REFUSED = "refused"  # an HTTP status other than 200
     ERROR = "error"  # the server sent an error event inside the stream
     MALFORMED = "malformed"  # an event that is not what the protocol promises
+    CANCELLED = "cancelled"  # by the client, whose time was up
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
 
-from loadgen.mock_server import MODEL
+from loadgen.mock.server import MODEL
 from loadgen.server import ServerProcess, free_port
 from tests.integration.kserve.conftest import NAME, ROOT, KServeServer
 
@@ -32,7 +32,7 @@ STALLS_AT_5 = ("--fault", "stall:5:3600000")
 
 def mock_head(folder: Path, *arguments: str, port: int | None = None) -> ServerProcess:
     port = port or free_port()
-    argv = [sys.executable, "-m", "loadgen.mock_server", "--port", str(port), *arguments]
+    argv = [sys.executable, "-m", "loadgen.mock", "--port", str(port), *arguments]
     return ServerProcess("mock", argv, port=port, log_path=folder / "mock.log", stop_deadline_s=3)
 
 
@@ -147,7 +147,7 @@ class TestRefusals:
     @pytest.mark.parametrize("status", [429, 503])
     async def test_a_refusal_comes_as_it_is(self, kserve_python: str, tmp_path: Path, status: int) -> None:
         async with (
-            mock_head(tmp_path, "--refuse-status", str(status)) as head,
+            mock_head(tmp_path, "--refuse", str(status)) as head,
             KServeServer(kserve_python, head.base_url, tmp_path) as server,
             client(server) as http,
         ):
@@ -177,7 +177,7 @@ class TestRefusals:
 class TestEnd:
     async def test_a_stream_may_end_after_sigterm(self, kserve_python: str, tmp_path: Path) -> None:
         async with (
-            mock_head(tmp_path, "--token-ms", "50") as head,
+            mock_head(tmp_path, "--itl-ms", "50") as head,
             KServeServer(kserve_python, head.base_url, tmp_path) as server,
             client(server) as http,
         ):

@@ -4,12 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
-import uvicorn
-
-from loadgen.mock_engine import Behaviour
-from loadgen.mock_server import MockServer
+from loadgen.mock.behaviour import Behaviour
+from loadgen.mock.server import MockServer
 from loadgen.records import Identity, Outcome, StreamRecord, Token
-from loadgen.server import free_port
 
 MS = 1_000_000
 
@@ -52,16 +49,11 @@ async def eventually(condition: Callable[[], object], deadline_s: float = 30.0) 
 @contextlib.asynccontextmanager
 async def mock_server(behaviour: Behaviour | None = None) -> AsyncIterator[tuple[str, MockServer]]:
     """Serve the mock on loopback; yields its base URL and the mock itself."""
-    port, mock = free_port(), MockServer(behaviour or Behaviour())
-    config = uvicorn.Config(
-        mock.app(), port=port, log_level="critical", ws="none", lifespan="off", timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    task = asyncio.create_task(server.serve())
-    await eventually(lambda: server.started)
+    mock = MockServer(behaviour or Behaviour())
+    server = await asyncio.get_running_loop().create_server(mock.connection, "127.0.0.1", 0)
     try:
-        yield f"http://127.0.0.1:{port}", mock
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", mock
     finally:
-        server.should_exit = True
-        await task
+        server.close()
+        mock.close()
+        await server.wait_closed()

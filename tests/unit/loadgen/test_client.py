@@ -9,14 +9,14 @@ import pytest
 from loadgen.client import CompletionClient, StreamRequest, served_model
 from loadgen.errors import ServerError
 from loadgen.gaps import inter_token_latencies_ms, largest_gap, percentile, time_to_first_token_ms
-from loadgen.mock_engine import Behaviour, Fault, token_at
-from loadgen.mock_server import MODEL
+from loadgen.mock.behaviour import Behaviour, Fault, TokenSource
+from loadgen.mock.server import MODEL
 from loadgen.records import Outcome, StreamRecord
 from loadgen.server import free_port
 from tests.unit.loadgen.streams import mock_server
 
 REQUEST = StreamRequest("one", "Hello", 24, temperature=0.8, seed=7)
-TRUTH = tuple(token_at("Hello", 0.8, 7, index) for index in range(24))
+TRUTH = tuple(TokenSource("Hello", 0.8, 7).at(index) for index in range(24))
 
 
 async def ask(behaviour: Behaviour | None = None, request: StreamRequest = REQUEST) -> StreamRecord:
@@ -69,12 +69,12 @@ class TestFinishedStream:
         assert all([bool(t.text) for t in tokens] == [False, False, False, True] for tokens in by_chunk)
 
     async def test_latencies_are_those_of_the_server(self):
-        record = await ask(Behaviour(first_token_ms=60, token_ms=10))
+        record = await ask(Behaviour(ttft_ms=60, itl_ms=10))
         assert 55 < (time_to_first_token_ms(record) or 0) < 1000
         assert 9 < percentile(inter_token_latencies_ms(record), 50) < 200
 
     async def test_a_stall_is_the_largest_gap_and_lies_where_it_was(self):
-        record = await ask(Behaviour(fault=Fault("stall", 10, stall_ms=300)))
+        record = await ask(Behaviour(faults=(Fault("stall", 10, stall_ms=300),)))
         gap = largest_gap(record)
         assert gap is not None
         assert gap.start_ns == record.tokens[9].arrived_ns
@@ -106,7 +106,7 @@ class TestBrokenStream:
         ],
     )
     async def test_a_fault_in_mid_stream(self, kind, outcome, detail):
-        record = await ask(Behaviour(fault=Fault(kind, 9)))
+        record = await ask(Behaviour(faults=(Fault(kind, 9),)))
         assert record.outcome is outcome
         assert record.broken
         assert detail in (record.detail or "")
@@ -123,7 +123,7 @@ class TestBrokenStream:
         assert (record.outcome, record.tokens) == (Outcome.UNREACHABLE, ())
 
     async def test_silence_longer_than_the_client_waits_is_a_timeout(self):
-        behaviour = Behaviour(fault=Fault("stall", 5, stall_ms=60_000))
+        behaviour = Behaviour(faults=(Fault("stall", 5, stall_ms=60_000),))
         async with mock_server(behaviour) as (url, _), CompletionClient(url, MODEL, silence_s=1.0) as client:
             record = await client.stream(REQUEST)
         assert record.outcome is Outcome.TIMED_OUT
@@ -143,7 +143,7 @@ class TestBrokenStream:
         assert "return_token_ids" in (record.detail or "")
 
     async def test_a_change_of_identity_within_a_stream_is_visible(self):
-        record = await ask(Behaviour(fault=Fault("rename", 9)))
+        record = await ask(Behaviour(faults=(Fault("rename", 9),)))
         assert record.outcome is Outcome.FINISHED
         assert [i.response_id for i in record.identities] == ["cmpl-1", "cmpl-1-renamed"]
 

@@ -3,7 +3,7 @@ import pytest
 
 from loadgen.control import ControlClient
 from loadgen.errors import ChangeFailedError, ChangeRefusedError, ControlError
-from loadgen.mock_engine import Behaviour
+from loadgen.mock.behaviour import Behaviour
 from loadgen.server import free_port
 from tests.unit.loadgen.streams import mock_server
 

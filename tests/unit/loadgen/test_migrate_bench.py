@@ -11,7 +11,7 @@ from loadgen.migrate_bench import MigrateOptions, render, run
 from tests.unit.loadgen.test_node_processes import COMMAND
 from tests.unit.loadgen.test_reconfigure_bench import own_servers
 
-MOCK = (sys.executable, "-m", "loadgen.mock_server", "--token-ms", "4")
+MOCK = (sys.executable, "-m", "loadgen.mock", "--itl-ms", "4")
 
 
 def options(tmp_path: Path, *behaviour: str, **changed: Any) -> MigrateOptions:

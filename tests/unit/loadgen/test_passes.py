@@ -8,8 +8,8 @@ from loadgen.client import CompletionClient, StreamRequest
 from loadgen.closed_loop import ClosedLoop
 from loadgen.control import ControlClient
 from loadgen.errors import ChangeFailedError, ChangeRefusedError, MeasurementError
-from loadgen.mock_engine import Behaviour, Fault
-from loadgen.mock_server import MODEL
+from loadgen.mock.behaviour import Behaviour, Fault
+from loadgen.mock.server import MODEL
 from loadgen.passes import DisturbedPass, disturbed_pass, quiet_pass
 from loadgen.records import Outcome
 from tests.unit.loadgen.streams import mock_server
@@ -69,7 +69,7 @@ class TestClosedLoop:
 class TestQuietPass:
     async def test_a_break_without_a_disturbance_is_an_error(self):
         async with (
-            mock_server(Behaviour(fault=Fault("disconnect", 3))) as (url, _),
+            mock_server(Behaviour(faults=(Fault("disconnect", 3),))) as (url, _),
             CompletionClient(url, MODEL) as client,
         ):
             with pytest.raises(MeasurementError, match=r"stream-\d broke with nothing disturbing it: disconnected"):
@@ -112,7 +112,7 @@ class TestDisturbedPass:
 
     async def test_streams_that_break_before_the_change_leave_nothing_to_measure(self):
         with pytest.raises(MeasurementError, match=r"before the change could be posted .*disconnected"):
-            await disturb(Behaviour(fault=Fault("disconnect", 3)))
+            await disturb(Behaviour(faults=(Fault("disconnect", 3),)))
 
     async def test_a_stream_that_breaks_in_the_change_is_kept_as_broken(self):
         seen = await disturb(Behaviour(change_fault="disconnect"))

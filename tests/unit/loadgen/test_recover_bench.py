@@ -5,8 +5,8 @@ import pytest
 from loadgen.client import CompletionClient, StreamRequest
 from loadgen.control import ControlClient
 from loadgen.errors import MeasurementError
-from loadgen.mock_engine import Behaviour
-from loadgen.mock_server import MODEL
+from loadgen.mock.behaviour import Behaviour
+from loadgen.mock.server import MODEL
 from loadgen.passes import Pass, quiet_pass
 from loadgen.recover_bench import Loss, RecoverOptions, loss_pass, render, roles, summarise
 from tests.unit.loadgen.streams import mock_server

@@ -17,7 +17,7 @@ from tests.unit.loadgen.streams import eventually
 from tests.unit.loadgen.test_node_processes import COMMAND
 from tests.unit.loadgen.test_reconfigure_bench import own_servers
 
-MOCK = (sys.executable, "-m", "loadgen.mock_server", "--token-ms", "4")
+MOCK = (sys.executable, "-m", "loadgen.mock", "--itl-ms", "4")
 DECK = {Kind.NODE: 1, Kind.CHANGE_NODE: 1, Kind.CHANGE: 1, Kind.CAPACITY: 1, Kind.STAGE: 1}
 
 

@@ -1,0 +1,37 @@
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from loadgen.errors import OptionsError
+from loadgen.streaming.overhead import OverheadOptions, overhead, render
+
+
+def command(*arguments: str):
+    app = typer.Typer()
+    app.command()(overhead)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_a_small_run_reports_its_cost_and_the_error_of_its_timestamps():
+    result = command("--streams", "20", "--rate", "50", "--seconds", "1", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["tokens"] == 20 * 50
+    assert 0 < found["cpu_cores"] < 1
+    assert 30 < found["rss_mb"] < 500
+    errors = found["timestamp_error_ms"]
+    assert 0 < errors["p50"] <= errors["p99"] <= errors["max"]
+    assert errors["p50"] < 5
+    assert set(found["lag_ms"]) == set(found["mock_late_ms"]) == {"p50", "p99", "max"}
+    assert render(found).row_count >= 8
+    assert "fell behind" in str(render(found | {"fell_behind": True}).columns[1]._cells[-1])
+
+
+def test_nothing_to_stream_is_bad_input():
+    with pytest.raises(OptionsError, match="at least one stream"):
+        OverheadOptions(streams=0)
+    result = command("--streams", "0")
+    assert result.exit_code == 1
+    assert "at least one stream" in result.stderr
