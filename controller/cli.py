@@ -12,6 +12,9 @@ from rich.console import Console
 from controller import node_commands, platform_commands
 from controller.console import FAILED, REFUSED, err, fail, out
 from controller.platform import event_commands, operator_commands
+from loadgen import load_commands
+from loadgen.experiments import agreement
+from loadgen.streaming.overhead import overhead
 from runtime.head.control_client import ControlClient, ControlError
 from runtime.migration.protocol import Fallback, Method
 
@@ -31,6 +34,9 @@ bench_app = typer.Typer(help="Measure: every benchmark starts what it needs and 
 app.add_typer(bench_app, name="bench")
 app.add_typer(node_commands.app, name="node")
 app.add_typer(event_commands.app, name="event")
+app.add_typer(load_commands.app, name="load")
+bench_app.command("agreement")(agreement.command)
+bench_app.command("load")(overhead)
 for command in (platform_commands.up, platform_commands.down, platform_commands.apply, platform_commands.validate):
     app.command()(command)
 app.command()(operator_commands.operator)
