@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import resources
@@ -33,7 +34,8 @@ app = typer.Typer(
 )
 app.command()(mock)
 
-out = Console()
+# Tables of ten columns need more than the 80 characters that are taken where nobody looks at a terminal.
+out = Console(width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True)
 
 

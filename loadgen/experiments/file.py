@@ -7,9 +7,11 @@ YAML is read by PyYAML's safe loader: no tag makes an object. Two things that YA
 twice, of which PyYAML silently takes the last, and an alias, which can blow up a small file.
 """
 
+import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +198,7 @@ def _problem(error: Any, data: Mapping[str, Any], document: Document, at: Path_)
     shown = "" if isinstance(given, dict | list | tuple) or kind in {"missing", "extra_forbidden"} else repr(given)
     told = {
         "missing": "is missing",
-        "extra_forbidden": "is no field that is known here; check its spelling, or the kind beside it",
+        "extra_forbidden": f"is no field that is known here{_likely(path)}",
         "union_tag_not_found": "needs a kind",
     }.get(kind, message)
     if kind == "union_tag_invalid":
@@ -204,6 +206,20 @@ def _problem(error: Any, data: Mapping[str, Any], document: Document, at: Path_)
     if shown and kind not in {"union_tag_not_found", "union_tag_invalid"}:
         told = f"is {shown[:60]}: {told}"
     return _told_of_arm(document, at, path, told)
+
+
+def _likely(path: Path_) -> str:
+    """Return what to do about an unknown field: the field that it resembles, if any experiment has one."""
+    alike = difflib.get_close_matches(str(path[-1]), _every_field(), n=1) if path else []
+    return f"; did you mean {alike[0]}?" if alike else "; check its spelling, or the kind beside it"
+
+
+@cache
+def _every_field() -> tuple[str, ...]:
+    """Return the names of all fields that some experiment may have."""
+    schemas = [model.model_json_schema() for model in (Header, Settings)]
+    models = [each for schema in schemas for each in (schema, *schema.get("$defs", {}).values())]
+    return tuple(sorted({name for each in models for name in each.get("properties", ())}))
 
 
 def _told_of_arm(document: Document, at: Path_, path: Path_, message: str) -> str:

@@ -110,7 +110,7 @@ def _rich(of: Table) -> RenderableType:
     table = RichTable(title=_text(of.title, "bold"), title_justify="left", caption_justify="left", box=None)
     table.caption = _text(of.note, "dim") if of.note else None
     for n, column in enumerate(of.columns):
-        table.add_column(_text(column), justify="left" if n == 0 else "right", overflow="fold")
+        table.add_column(_text(column), justify="left" if n == 0 else "right", no_wrap=n == 0, overflow="fold")
     for row in of.rows:
         table.add_row(*(_text(cell, _VERDICTS.get(cell, "")) for cell in row))
     return table
