@@ -12,6 +12,7 @@ from rich.console import Console
 from controller import node_commands, platform_commands
 from controller.console import FAILED, REFUSED, err, fail, out
 from controller.platform import event_commands, operator_commands
+from intents import intent_commands
 from loadgen import load_commands
 from loadgen.experiments import agreement
 from loadgen.streaming.overhead import overhead
@@ -34,6 +35,7 @@ bench_app = typer.Typer(help="Measure: every benchmark starts what it needs and 
 app.add_typer(bench_app, name="bench")
 app.add_typer(node_commands.app, name="node")
 app.add_typer(event_commands.app, name="event")
+app.add_typer(intent_commands.app, name="intent")
 app.add_typer(load_commands.app, name="load")
 bench_app.command("agreement")(agreement.command)
 bench_app.command("load")(overhead)

@@ -1,0 +1,209 @@
+"""What a verb's complements limit: nodes, switches and links, each as one predicate.
+
+An element's noun decides ("trusted nodes", "a US switch", "encrypted links"); without one, a place or a property is
+said of whatever the verb is about. Here negation, `only`, `outside`, and lists of complements are put together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from intents.model import labels
+from intents.model.predicate import ANYTHING, NOTHING, Predicate, both, either
+from intents.model.refusal import RefusalKind
+from intents.translation.embedded.grounding import Grounder, refused
+from intents.translation.embedded.places import Grounded
+from intents.translation.embedded.senses import Areas, Cities, Flag, Named, Pair, Valued
+from intents.translation.embedded.tree import Complement, Everything, Group, Join, Minus, Not, Said, Selector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from intents.translation.embedded.vocabulary import Kind, Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What one complement asks of one kind of element."""
+
+    kind: Kind
+    grounded: Grounded
+    linked: str
+    keys: frozenset[str]
+
+
+class Limits:
+    """Turns complements into predicates per kind of element."""
+
+    def __init__(self, grounder: Grounder, vocabulary: Vocabulary) -> None:
+        self._grounder = grounder
+        self._vocabulary = vocabulary
+
+    def of(
+        self, complements: Sequence[Complement], default: Sequence[Kind], *, negated: bool, merge: bool = True
+    ) -> dict[Kind, Predicate]:
+        """Return what every element of each kind must satisfy.
+
+        Args:
+            complements: Those that limit; their roles `in`, `via`, `object` mean the elements, `out` their opposite.
+            default: The kinds that a place or property without a noun is said of.
+            negated: The clause is negated.
+            merge: Whether complements that only follow each other are one condition (`in the US on edge nodes`).
+        """
+        found: dict[Kind, list[tuple[Grounded, str]]] = {}
+        mergeable: set[Kind] = set()
+        for complement in complements:
+            contrast = negated and complement.linked == "but" and not complement.negated
+            if negated and complement.negated and complement.linked in {"", "but"}:
+                raise refused(RefusalKind.AMBIGUOUS, "two negations in one clause", "say it with one", final=True)
+            against = (negated and not contrast) or complement.negated
+            flip = complement.role == "out"
+            for group in complement.groups:
+                if group.quantifier in {"bad", "least"}:
+                    raise refused(
+                        RefusalKind.NOT_UNDERSTOOD, "such a quantifier of nodes, switches or links is no rule"
+                    )
+                bare = group.kind in {"node", "switch", "link", "network"} and isinstance(group.selector, Everything)
+                if bare:
+                    raise refused(RefusalKind.NOT_UNDERSTOOD, f"it is not said which {group.kind} is meant")
+                none = group.quantifier == "none"
+                if none and against and not complement.negated:
+                    raise refused(RefusalKind.NOT_UNDERSTOOD, "two negations in one clause")
+                turned = against or none
+                for kind in self.kinds(group, default):
+                    selector = group.selector
+                    if flip:  # outside the EU except Switzerland: Switzerland is taken from what lies outside
+                        outside = isinstance(selector, Minus)
+                        selector = (
+                            Minus(Not(selector.base), selector.taken) if isinstance(selector, Minus) else Not(selector)
+                        )
+                        flipped = not outside
+                    else:
+                        flipped = False
+                    part = self._grounder.ground(selector, kind, avoid=turned != flipped)
+                    linked = complement.linked
+                    if turned:
+                        part = Grounded(part.no, part.yes)
+                        # each is avoided by itself, unless the phrases only follow each other
+                        if linked == "" and kind in mergeable and merge and not complement.negated:
+                            before, how = found[kind].pop()
+                            part = Grounded(either(before.yes, part.yes), both(before.no, part.no))
+                            linked = how
+                        found.setdefault(kind, []).append((part, "avoid" if linked != "" else ""))
+                        if not complement.negated and not none:
+                            mergeable.add(kind)
+                    else:
+                        found.setdefault(kind, []).append((part, linked))
+        return {kind: self._together(parts) for kind, parts in found.items()}
+
+    @staticmethod
+    def _together(parts: list[tuple[Grounded, str]]) -> Predicate:
+        result: list[Predicate] = []
+        for part, linked in parts:
+            same = bool(result) and result[-1].keys() == part.yes.keys() and len(part.yes.keys()) == 1
+            if result and (linked == "or" or (linked == "and" and same)):
+                result[-1] = either(result[-1], part.yes)
+            else:
+                result.append(part.yes)
+        limit = both(*result)
+        if limit in {ANYTHING, NOTHING}:
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "no limit was found in it")
+        return limit
+
+    def kinds(self, group: Group, default: Sequence[Kind]) -> Iterator[Kind]:
+        """Yield the kinds of element that a group is about."""
+        if group.kind in {"node", "switch", "link"}:
+            yield group.kind  # type: ignore[misc]
+            return
+        if group.kind not in {None, "network"}:
+            raise refused(
+                RefusalKind.NOT_UNDERSTOOD,
+                f"a {(group.kind or '').partition(':')[0]} is no element that could be limited",
+            )
+        if group.kind == "network":
+            default = ("switch", "link")
+        named = {
+            kind
+            for sense in self._senses(group.selector)
+            if isinstance(sense, Named) and not sense.plain
+            for kind, _ in sense.elements
+        }
+        only = [kind for kind in default if kind in named]
+        if only and group.kind is None:
+            yield only[0]
+            return
+        keys = self._keys(group.selector)
+        if keys == {labels.ENCRYPTED} and "link" in default:
+            yield "link"
+            return
+        if keys == {labels.ENCRYPTED}:
+            raise refused(
+                RefusalKind.AMBIGUOUS,
+                "it is not said whether it is encrypted on disks (which is out of scope) or in transit",
+                "say that its traffic must be encrypted",
+                final=True,
+            )
+        carried = [
+            kind for kind in default if not keys or any((kind, key) in self._vocabulary.values_of for key in keys)
+        ]
+        places = any(isinstance(sense, Areas) for sense in self._senses(group.selector))
+        yield from default if places or not carried else carried
+
+    def _senses(self, selector: Selector) -> Iterator[object]:
+        if isinstance(selector, Said):
+            yield from selector.mention.senses
+        elif isinstance(selector, Not):
+            yield from self._senses(selector.part)
+        elif isinstance(selector, Minus):
+            yield from self._senses(selector.base)
+            yield from self._senses(selector.taken)
+        elif isinstance(selector, Join):
+            for part in selector.parts:
+                yield from self._senses(part)
+
+    def _keys(self, selector: Selector) -> set[str]:
+        keys: set[str] = set()
+        for sense in self._senses(selector):
+            if isinstance(sense, Flag | Pair):
+                keys.add(sense.key)
+            elif isinstance(sense, Valued):
+                keys |= {key for _, key, _ in sense.where}
+        return keys
+
+    def is_place(self, group: Group) -> bool:
+        """Whether a group is a place without an element's noun: `the EU`, `Frankfurt`, `zone a`."""
+        if group.kind is not None or isinstance(group.selector, Everything):
+            return False
+        return any(
+            isinstance(sense, Areas | Cities)
+            or (
+                isinstance(sense, Valued)
+                and any(key in {labels.REGION, labels.ZONE, labels.JURISDICTION} for _, key, _ in sense.where)
+            )
+            or (isinstance(sense, Pair) and sense.key in {labels.REGION, labels.ZONE, labels.JURISDICTION})
+            for sense in self._senses(group.selector)
+        )
+
+
+def way_points(complement: Complement) -> tuple[Group, ...]:
+    """Return the way points that a positive `via` names: `via s1 and s2` are two, `via s1 or s2` is one of either."""
+    found: list[Group] = []
+    for group in complement.groups:
+        if isinstance(group.selector, Join) and group.selector.how == "and":
+            found += [replace(group, selector=part) for part in group.selector.parts]
+        else:
+            found.append(group)
+    return tuple(found)
+
+
+def is_single(group: Group) -> bool:
+    """Whether a group means one element: a name, or `a` with a singular noun."""
+    if group.quantifier not in {"", "one of"} or isinstance(group.selector, Minus | Not):
+        return False
+    if group.singular and group.kind is not None:
+        return True
+    selectors = group.selector.parts if isinstance(group.selector, Join) else (group.selector,)
+    return all(
+        isinstance(each, Said) and any(isinstance(sense, Named) for sense in each.mention.senses) for each in selectors
+    )

@@ -1,0 +1,253 @@
+"""From clauses to rules: which verb of which subject makes which rule.
+
+A clause must ask for a limit. What permits, or demands nothing, is refused; so is what would need to be guessed. The
+table of meanings stands in ../README.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from intents.model.intent import (
+    IntentSpec,
+    IsolationRule,
+    PlacementRule,
+    RouteRule,
+    SpreadRule,
+    Strength,
+    TransferRule,
+)
+from intents.model.refusal import RefusalKind
+from intents.translation.embedded.grounding import Grounder, refused
+from intents.translation.embedded.limits import Limits
+from intents.translation.embedded.lists import WORKLOADS
+from intents.translation.embedded.rules import Rules
+from intents.translation.embedded.shapes import CARRIERS, plain
+from intents.translation.embedded.subjects import Subjects, Who
+from intents.translation.embedded.tree import Clause, Complement, Ends, Everything, Group, Minus, Verb, mentions_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from intents.model.predicate import Predicate
+    from intents.translation.embedded.vocabulary import Vocabulary
+
+Rule = PlacementRule | SpreadRule | RouteRule | IsolationRule | TransferRule
+
+_PLACES = frozenset({"run", "stay", "confine", "be", "nominal"})
+
+
+def specs_of(clauses: Sequence[Clause], vocabulary: Vocabulary, grounder: Grounder) -> tuple[IntentSpec, ...]:
+    """Return the rules of all clauses, those about the same subjects together.
+
+    Raises:
+        Refused: a clause is no limit, or not clear, or this reading makes no sense.
+    """
+    reader = _Reader(vocabulary, grounder)
+    for clause in clauses:
+        reader.read(clause)
+    for mention in (each for clause in clauses for each in mentions_of(clause)):
+        if (mention.first, mention.last) not in grounder.meanings:
+            raise refused(RefusalKind.NOT_UNDERSTOOD, f"it is not clear what {mention.text!r} adds to the rule")
+    merged: dict[Predicate, list[Rule]] = {}
+    for subjects, rule in reader.rules:
+        known = merged.setdefault(subjects, [])
+        if rule not in known:
+            known.append(rule)
+    if not merged:
+        raise refused(RefusalKind.NOT_UNDERSTOOD, "no rule was found in the sentence")
+    return tuple(
+        IntentSpec(
+            subjects=subjects,
+            placement=tuple(each for each in rules if isinstance(each, PlacementRule)),
+            spread=tuple(each for each in rules if isinstance(each, SpreadRule)),
+            routes=tuple(each for each in rules if isinstance(each, RouteRule)),
+            isolation=tuple(each for each in rules if isinstance(each, IsolationRule)),
+            transfer=tuple(each for each in rules if isinstance(each, TransferRule)),
+        )
+        for subjects, rules in merged.items()
+    )
+
+
+class _Reader:
+    def __init__(self, vocabulary: Vocabulary, grounder: Grounder) -> None:
+        self._subjects = Subjects(grounder)
+        self._limits = Limits(grounder, vocabulary)
+        self._rules = Rules(grounder, self._limits, self._subjects)
+        self._grounder = grounder
+        self.rules: list[tuple[Predicate, Rule]] = []
+        self._last: Clause | None = None
+
+    def read(self, clause: Clause) -> None:
+        """Add the rules of one clause."""
+        if clause.topic:
+            self._subjects.remember(self._subjects.resolve(clause.topic))
+        clause = self._gapped(clause)
+        clause = plain(clause)
+        if not clause.subject and clause.imperative and self._last is not None and clause.complements:
+            clause = replace(clause, subject=(Group(0, 0, "pronoun"),))  # "...; if possible, pick one in France"
+        if not clause.subject:
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not said which workloads the rule is about")
+        groups = self._excepted(self._subjects.resolve(clause.subject), clause)
+        clause = replace(clause, complements=tuple(each for each in clause.complements if each.role != "except"))
+        if any((group.kind or "") in CARRIERS and group.ends is None for group in groups):
+            if len(clause.verbs) == 1 and clause.verbs[0].kind == "excluded":
+                return self._excluded(clause, groups)
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "the subject is no workload, traffic or state")
+        clause = self._polarity(replace(clause, subject=groups))
+        who = self._subjects.who(groups)
+        soft = clause.soft or any(verb.kind == "prefer" for verb in clause.verbs)
+        strength: Strength = "preferred" if soft else "required"
+        for verb in clause.verbs:
+            for part in self._split(clause):
+                self.rules += self._rules.of(part, verb, self._subjects.who(part.subject), strength)
+        self._remember(who)
+        self._last = clause
+        return None
+
+    @staticmethod
+    def _excepted(groups: tuple[Group, ...], clause: Clause) -> tuple[Group, ...]:
+        """Take the workloads of an exception at the end ("..., except website") from the subjects."""
+        taken = [group for each in clause.complements if each.role == "except" for group in each.groups]
+        for each in taken:
+            if len(groups) != 1 or groups[0].ends is not None or groups[0].kind not in WORKLOADS:
+                raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear what the exception is taken from")
+            groups = (replace(groups[0], selector=Minus(groups[0].selector, each.selector)),)
+        return groups
+
+    def _remember(self, who: Who) -> None:
+        groups = who.groups
+        if who.kind in {"state", "migration"}:
+            groups = tuple(owner for group in groups if group.ends is not None for owner in group.ends.owner)
+        elif who.kind == "flows":
+            owners = tuple(owner for group in groups if group.ends for owner in group.ends.owner)
+            groups = owners or groups
+        self._subjects.remember(groups)
+
+    @staticmethod
+    def _split(clause: Clause) -> list[Clause]:
+        """Return one clause per subject whose ends or quantifiers differ."""
+        plain = [group for group in clause.subject if group.ends is None and group.quantifier != "least"]
+        others = [group for group in clause.subject if group not in plain]
+        parts = [replace(clause, subject=(group,)) for group in others]
+        return ([replace(clause, subject=tuple(plain))] if plain else []) + parts
+
+    def _gapped(self, clause: Clause) -> Clause:
+        """Give a clause without a verb ("finance data in Germany") the verb of the clause before, or none at all."""
+        if not clause.verbs or clause.verbs[0].kind != "nominal":
+            return clause
+        before = self._last
+        if before is not None and before.verbs and before.verbs[0].kind in _PLACES | {"nominal"} and not before.negated:
+            quantified = any(group.quantifier == "none" for group in clause.subject)
+            modal = clause.modal or before.modal
+            if not quantified:
+                return replace(clause, verbs=before.verbs, modal=modal, soft=clause.soft or before.soft)
+        if not clause.complements:  # "no traffic between A and B"
+            return replace(clause, verbs=(Verb("pass", "cross"),), modal="must")
+        limited = (
+            clause.only
+            or clause.subject_only
+            or clause.negated
+            or any(each.only or each.negated or each.role in {"out", "without"} for each in clause.complements)
+        )
+        none = any(group.quantifier == "none" for group in clause.subject)
+        if limited or none or clause.soft:
+            return replace(clause, verbs=(Verb("stay", "stay"),), modal=clause.modal or "must")
+        raise refused(RefusalKind.NOT_UNDERSTOOD, "a verb is missing")
+
+    def _polarity(self, clause: Clause) -> Clause:
+        """Reduce modal, negation and `no` to one: what remains is a demand, negated or not.
+
+        Raises:
+            Refused: it permits, or demands nothing.
+        """
+        none = [group.quantifier == "none" for group in clause.subject]
+        if clause.modal == "free":
+            raise refused(RefusalKind.OUT_OF_SCOPE, "it says what need not be: that limits nothing", final=True)
+        negated = clause.negated
+        if clause.modal == "ban":
+            if clause.negated:
+                raise refused(RefusalKind.OUT_OF_SCOPE, "to lift a ban is no limit: intents only limit", final=True)
+            negated = True
+        if any(none):
+            if negated or not all(none):
+                raise refused(RefusalKind.NOT_UNDERSTOOD, "two negations in one clause")
+            negated = True
+            clause = replace(clause, subject=tuple(_unquantified(group) for group in clause.subject))
+        only = (
+            clause.only or clause.subject_only or any(each.only or each.role == "else" for each in clause.complements)
+        )
+        limits = any(
+            each.negated
+            or each.role in {"out", "without"}
+            or each.role.startswith("without ")
+            or any(_takes_away(group) for group in each.groups)
+            for each in clause.complements
+        )
+        limits = limits or any(each.role in {"latency", "bandwidth"} for each in clause.complements)
+        if clause.modal == "may" and not negated and not only and not limits:
+            raise refused(
+                RefusalKind.OUT_OF_SCOPE,
+                "it permits something, and intents only limit: what no intent forbids is allowed already",
+                "say `may only ...` or `must ...`",
+                final=True,
+            )
+        if negated and only:
+            raise refused(RefusalKind.AMBIGUOUS, "`not` and `only` in one clause can be read in two ways", final=True)
+        if clause.subject_only:
+            clause = self._only_these(clause)
+            negated = True
+        return replace(clause, negated=negated, modal="must", only=clause.only and not clause.subject_only)
+
+    def _only_these(self, clause: Clause) -> Clause:
+        """Turn "only health workloads may run on n1" into "workloads that are not proven to be health must not"."""
+        if len(clause.subject) != 1 or clause.subject[0].ends is not None or clause.complements == ():
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "`only` stands before what it cannot limit")
+        group = clause.subject[0]
+        return replace(
+            clause,
+            subject=(
+                replace(
+                    group,
+                    kind="workload",
+                    selector=Minus(Everything(), group.selector),
+                    quantifier="all",
+                    singular=False,
+                ),
+            ),
+        )
+
+    def _excluded(self, clause: Clause, groups: tuple[Group, ...]) -> None:
+        """Read "nodes of provider acme are excluded", said of the subjects of the clause before."""
+        before = self._subjects.resolve((Group(0, 0, "pronoun"),))
+        if clause.negated or clause.modal in {"free", "ban"} or clause.complements:
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "what is excluded from what is not clear")
+        ban = replace(
+            clause,
+            subject=before,
+            verbs=(Verb("run", "run"),),
+            negated=True,
+            modal="must",
+            complements=(Complement("in", groups),),
+        )
+        who = self._subjects.who(before)
+        for part in self._split(ban):
+            self.rules += self._rules.of(part, ban.verbs[0], who, "preferred" if clause.soft else "required")
+
+
+def _takes_away(group: Group) -> bool:
+    """Whether it is "any switch except s2": what is permitted is all but that."""
+    return isinstance(group.selector, Minus) and isinstance(group.selector.base, Everything)
+
+
+def _unquantified(group: Group) -> Group:
+    if group.ends is not None:
+        ends = Ends(
+            owner=tuple(_unquantified(each) for each in group.ends.owner),
+            source=group.ends.source,
+            target=group.ends.target,
+            mutual=group.ends.mutual,
+        )
+        return replace(group, quantifier="", ends=ends)
+    return replace(group, quantifier="")

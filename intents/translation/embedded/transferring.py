@@ -1,0 +1,109 @@
+"""Rules of `migrate`, of state and weights, and of `when it is migrated`: what a migration may touch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from intents.model.intent import PlacementRule, Strength, TransferRule
+from intents.model.refusal import RefusalKind
+from intents.translation.embedded.grounding import refused
+from intents.translation.embedded.placing import NODE
+from intents.translation.embedded.routing import NETWORK, Made, Routing
+
+if TYPE_CHECKING:
+    from intents.model.predicate import Predicate
+    from intents.translation.embedded.subjects import Who
+    from intents.translation.embedded.tree import Clause, Complement, Verb
+    from intents.translation.embedded.vocabulary import Kind
+
+
+class Transferring(Routing):
+    """Makes the rules of clauses about migrations."""
+
+    def _transfer(
+        self,
+        clause: Clause,
+        verb: Verb,
+        who: Who,
+        complements: list[Complement],
+        strength: Strength,
+        *,
+        migrating: bool,
+    ) -> Made:
+        if strength != "required":
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "what a migration may touch is either required or not")
+        groups = who.groups
+        if who.kind in {"state", "migration"}:
+            owners = tuple(owner for group in groups if group.ends is not None for owner in group.ends.owner)
+            if not owners:
+                raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not said whose state is meant")
+            subjects = self._subjects.workloads(owners)
+        elif who.kind == "flows":
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "packets are not migrated; name the workloads")
+        else:
+            subjects = self._subjects.workloads(groups)
+        negated = clause.negated
+        if negated and verb.kind in {"confine", "need", "prefer"}:
+            raise refused(
+                RefusalKind.OUT_OF_SCOPE, "to lift or deny a limit is no limit: intents only limit", final=True
+            )
+        if verb.kind in {"migrate", "send"} and not complements:
+            if negated:
+                return [(subjects, TransferRule(state=who.state, forbidden=True))]
+            raise refused(RefusalKind.OUT_OF_SCOPE, "to migrate something is an order, not a limit")
+        if any(
+            each.role in {"from", "between", "for", "each", "together", "apart", "latency", "bandwidth"}
+            for each in complements
+        ):
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "what the migration may touch is not clear")
+        if verb.kind == "leave":
+            if not negated:
+                raise refused(RefusalKind.AMBIGUOUS, "it is not said where to, when it must leave")
+            negated = False
+            self._stays(complements)
+        elif verb.kind == "avoid":
+            negated = not negated
+        moving = verb.kind in {"migrate", "send"}
+        only = clause.only or any(each.only or each.role == "out" for each in complements)
+        if moving and not negated and not only and not any(each.negated for each in complements):
+            vias = [each for each in complements if each.role == "via"]
+            if len(vias) != len(complements) and clause.imperative:
+                raise refused(
+                    RefusalKind.OUT_OF_SCOPE,
+                    "to migrate something is an order, not a limit",
+                    "say where it may only be migrated",
+                )
+        made: dict[str, Predicate] = {}
+        crossing = verb.kind in {"cross", "use"}
+        for chunk in (
+            [each for each in complements if each.role == "via"],
+            [each for each in complements if each.role != "via"],
+        ):
+            if not chunk:
+                continue
+            limiting = self._limiting(chunk)
+            via = chunk[0].role == "via" or crossing
+            default: tuple[Kind, ...] = NETWORK if via else NODE
+            place = all(self._limits.is_place(group) for each in limiting for group in each.groups)
+            if not via and place and verb.kind in {"stay", "leave", "avoid", "enter", "run", "confine"}:
+                default = ("node", *NETWORK)
+            for kind, predicate in self._limits.of(limiting, default, negated=negated).items():
+                if kind in made:
+                    raise refused(RefusalKind.NOT_UNDERSTOOD, "too much in one clause; say it in two")
+                made[kind] = predicate
+        if not made:
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "what the migration may touch is not clear")
+        rules: Made = [
+            (
+                subjects,
+                TransferRule(
+                    state=who.state, nodes=made.get("node"), switches=made.get("switch"), links=made.get("link")
+                ),
+            )
+        ]
+        stays = (
+            verb.kind in {"stay", "leave", "run", "confine"} and who.kind == "state" and not migrating and not moving
+        )
+        if stays and "node" in made:
+            rules.append((subjects, PlacementRule(nodes=made["node"])))
+        return rules
