@@ -17,6 +17,7 @@ import bisect
 import ipaddress
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def read_rule(index: int, flow: Mapping[str, Any]) -> Rule | None:
         raise UnreadableRule(f"flow rule {index} cannot be read: {what}") from error
 
 
+@lru_cache(maxsize=65536)  # a table names the same few addresses thousands of times
 def _prefix(text: str) -> Prefix:
     network = ipaddress.IPv4Network(text, strict=False)
     return Prefix(int(network.network_address), int(network.broadcast_address))
