@@ -9,9 +9,7 @@
 Files are read again when they have changed. What cannot be read allows nothing: a question is then answered with 503.
 Beyond loopback everybody needs the token; on loopback too, if there is one.
 
-A pipeline is the workload of its name, and every workload with the label `midstream.dev/pipeline: <name>` (its
-stages). What is allowed must be allowed for each of them. Prompts that would flow from stage to stage are no transfer
-of state: rules about migrations do not speak of them; all others do.
+How a pipeline is judged: `intents.pipeline_guard`.
 """
 
 from __future__ import annotations
@@ -31,9 +29,8 @@ from starlette.routing import Route
 
 from intents.errors import EnforcementError, IntentsError
 from intents.model.inventory import read_inventory
+from intents.pipeline_guard import PipelineGuard
 from intents.proof.guard_service import application
-from intents.proof.report import Report
-from intents.proof.transfer import EVERY_STATE, TransferGuard
 from intents.store import IntentStore, default_folder
 
 if TYPE_CHECKING:
@@ -41,48 +38,11 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from intents.model.intent import PrivacyIntent, State
-    from intents.model.inventory import Inventory
-    from intents.proof.transfer import Transfer
+    from intents.model.intent import PrivacyIntent
 
-PIPELINE = "midstream.dev/pipeline"
 TOKEN_VARIABLE = "MIDSTREAM_GUARD_TOKEN"  # noqa: S105 - the variable's name, not its value
 DEFAULT_LISTEN = "127.0.0.1:7180"
 _FAILED = 1
-
-
-class PipelineGuard(TransferGuard):
-    """A transfer guard for pipelines: each stage of one is a workload."""
-
-    def __init__(self, inventory: Inventory, intents: Sequence[PrivacyIntent]) -> None:
-        super().__init__(inventory, intents)
-        self._workloads = inventory.workloads
-        self._serving = TransferGuard(inventory, [_without_transfer_rules(intent) for intent in intents])
-
-    def judge(
-        self,
-        workload: str,
-        old_nodes: Sequence[str],
-        new_nodes: Sequence[str],
-        transfers: Sequence[Transfer],
-        *,
-        flows: Sequence[dict[str, Any]] = (),
-        state: Sequence[State] = EVERY_STATE,
-        version: str | None = None,
-    ) -> Report:
-        """Judge a pipeline's workloads, all of them; see `TransferGuard.judge`."""
-        ask = self._serving.judge if set(state) == {"prompts"} else super().judge
-        names = [each.name for each in self._workloads if workload in {each.name, each.labels.get(PIPELINE)}]
-        reports = [
-            ask(name, old_nodes, new_nodes, transfers, flows=flows, state=state, version=version)
-            for name in names or [workload]
-        ]
-        return Report(tuple(check for report in reports for check in report.checks))
-
-
-def _without_transfer_rules(intent: PrivacyIntent) -> PrivacyIntent:
-    specs = tuple(spec.model_copy(update={"transfer": ()}) for spec in intent.specs)
-    return intent.model_copy(update={"specs": specs})
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,11 +59,13 @@ class Targets:
     ) -> None:
         self._open = ExitStack()
         self._switches: list[FlowStore] = []
+        self._openflow: OpenFlowStore | None = None
         if onos is not None:
             self._switches.append(self._open.enter_context(OnosStore(onos, os.environ)))
         if openflow is not None:
-            self._switches.append(self._open.enter_context(OpenFlowStore(str(openflow))))
-        self._cluster = _current_cluster() if kubernetes else None
+            self._openflow = self._open.enter_context(OpenFlowStore(str(openflow)))
+            self._switches.append(self._openflow)
+        self.cluster = _current_cluster() if kubernetes else None
         self._folder = folder
 
     def __enter__(self) -> Self:
@@ -86,12 +88,45 @@ class Targets:
             bodies = [dict(step.body) for step in group]
             if what == "flow":
                 self._change_flows(installed, action, bodies)
-            elif self._cluster is not None:
-                (self._cluster.apply if action == "add" else self._cluster.delete)(bodies)
+            elif self.cluster is not None:
+                (self.cluster.apply if action == "add" else self.cluster.delete)(bodies)
         if not steps:  # tell switches that came late what they should have been told
             self._change_flows(installed, "add", [])
         self._write(new)
         return steps
+
+    def restore(self, compiled: Compiled) -> None:
+        """Make what is enforced be exactly this again, whatever it has become.
+
+        Raises:
+            EnforcementError: somebody could not be told.
+        """
+        self.replace_flows(compiled.flows)
+        if self.cluster is not None:
+            self.cluster.apply(compiled.kubernetes)
+        self._write(compiled)
+
+    def replace_flows(self, flows: Sequence[dict[str, Any]]) -> None:
+        """Have these flow rules and no others of ours."""
+        for store in self._switches:
+            store.apply(flows)
+
+    def flows(self) -> list[dict[str, Any]]:
+        """Return the flow rules that are really installed."""
+        return [rule for store in self._switches for rule in store.read()]
+
+    @property
+    def tells_of_ports(self) -> bool:
+        """Whether `events` tells of ports that go up and down."""
+        return self._openflow is not None
+
+    def events(self, after: int, wait_s: float) -> list[dict[str, Any]]:
+        """Return what the switches told after the event of that number; wait that long if nothing."""
+        return self._openflow.events(after, wait_s) if self._openflow is not None else []
+
+    def ports(self) -> Mapping[str, Mapping[int, bool]]:
+        """Return whether each port is up, by device, of the switches that are connected."""
+        return self._openflow.switches() if self._openflow is not None else {}
 
     def observe(self, inventory: Inventory, flows: Sequence[dict[str, Any]] | None = None) -> Observed:
         """Return what runs and what is installed, from the cluster and the switches as far as they are known here.
@@ -107,12 +142,12 @@ class Targets:
             each.name: (each.node,) for each in inventory.workloads if each.node is not None
         }
         manifests: list[dict[str, Any]] = []
-        if self._cluster is not None:
-            state = read_cluster(self._cluster, inventory)
+        if self.cluster is not None:
+            state = read_cluster(self.cluster, inventory)
             inventory, placement = state.inventory, dict(state.placement)
-            manifests = self._cluster.installed()
+            manifests = self.cluster.installed()
         if flows is None:
-            flows = [rule for store in self._switches for rule in store.read()]
+            flows = self.flows()
         return Observed(placement, flows, inventory, inventory.version, manifests)
 
     def _change_flows(

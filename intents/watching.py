@@ -1,0 +1,127 @@
+"""What the drift loop looks at and changes when a user watches: an inventory file, live switches and a cluster.
+
+Labels and topology come from the file, which is read at every look; whether a link is up also from the switches at its
+ends, and where replicas run from the cluster, as far as they are known. A plan that holds no more is made anew and
+enforced; where there is none, what failed is taken away: flow rules, and pods where they must not be.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from intents.enforcement.kubernetes_inventory import read_cluster
+from intents.errors import InventoryError
+from intents.model.addressing import addressing
+from intents.model.inventory import read_inventory
+from intents.planning import plan_all
+from intents.proof.closing import flows_that_stay, workloads_to_evict
+from intents.proof.drift import Changed, ChangeKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from intents.model.intent import PrivacyIntent
+    from intents.model.inventory import Inventory
+    from intents.proof.drift import Violated
+    from intents.proof.observed import Observed
+    from intents.proof.report import Check
+    from intents.store import IntentStore
+    from intents.targets import Targets
+
+_PORT_EVENTS = {"port_down": ChangeKind.LINK_FAILED, "port_up": ChangeKind.LINK_RESTORED}
+
+
+@dataclass
+class Watched:
+    """The world of the drift loop (`intents.proof.drift_loop.World`).
+
+    Attributes:
+        path: The inventory file.
+        store: Has the active intents.
+        targets: What is looked at and changed.
+        tell: Takes each violation.
+        sleep: Waits between two looks where no switch tells of changes.
+    """
+
+    path: Path
+    store: IntentStore
+    targets: Targets
+    tell: Callable[[Violated], None]
+    sleep: Callable[[float], None] = time.sleep
+    _last_event: int = field(default=0, init=False)
+
+    def intents(self) -> Sequence[PrivacyIntent]:
+        """Return the active intents."""
+        return self.store.active()
+
+    def inventory(self) -> Inventory:
+        """Return the file's inventory, with links down that a switch at one of their ends calls down."""
+        inventory = read_inventory(self.path)
+        return with_live_links(inventory, self.targets.ports())
+
+    def observe(self) -> Observed:
+        """Read what runs and what is installed."""
+        return self.targets.observe(self.inventory())
+
+    def replan(self) -> bool:
+        """Enforce what the active intents come to now; False: they cannot be met, or not be proven."""
+        with self.store.locked():
+            plan = plan_all(self.store.active(), self.inventory())
+            if plan.compiled is None:
+                return False
+            self.targets.restore(plan.compiled)
+        return True
+
+    def close(self, checks: Sequence[Check]) -> None:
+        """Take away flow rules and replicas that these checks failed for; all that forwards, if nothing can be read."""
+        try:
+            inventory = self.inventory()
+        except InventoryError:
+            self.targets.replace_flows(flows_that_stay(checks, {}, self.targets.flows()))
+            raise
+        given = addressing(inventory)
+        addresses = {**given.node_ip, **given.workload_ip}
+        self.targets.replace_flows(flows_that_stay(checks, addresses, self.targets.flows()))
+        cluster = self.targets.cluster
+        if cluster is not None:
+            pods = read_cluster(cluster, inventory).pods
+            for workload in workloads_to_evict(checks, pods):
+                for namespace, pod in pods[workload]:
+                    cluster.evict(namespace, pod)
+
+    def violated(self, violated: Violated) -> None:
+        """Tell that an intent does not hold."""
+        self.tell(violated)
+
+    def wait(self, most_s: float) -> list[Changed]:
+        """Wait until a switch tells of a port, or for so long."""
+        if not self.targets.tells_of_ports:
+            self.sleep(most_s)
+            return []
+        happened = self.targets.events(self._last_event, most_s)
+        self._last_event = max((each["number"] for each in happened), default=self._last_event)
+        return [
+            Changed(time.monotonic(), _PORT_EVENTS[each["kind"]], f"{each['device']}/{each['port']}")
+            for each in happened
+            if each["kind"] in _PORT_EVENTS
+        ]
+
+
+def with_live_links(inventory: Inventory, ports: Mapping[str, Mapping[int, bool]]) -> Inventory:
+    """Return the inventory with links down whose port is down at one end; what no switch tells of stays as it is."""
+    given = addressing(inventory)
+    down = {
+        index
+        for index, (link, (a, b)) in enumerate(zip(inventory.links, given.link_ports, strict=True))
+        if not (ports.get(given.device[link.a], {}).get(a, True) and ports.get(given.device[link.b], {}).get(b, True))
+    }
+    if not down:
+        return inventory
+    document = inventory.model_dump()
+    for index in down:
+        document["links"][index]["up"] = False
+    document["version"] = f"{inventory.version}-without-{'-'.join(map(str, sorted(down)))}"
+    return type(inventory).model_validate(document)
