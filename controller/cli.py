@@ -91,6 +91,13 @@ def serve(
     ] = None,
     name: Annotated[str, typer.Option(help="This head's name among nodes.")] = "head",
     listen: Annotated[str, typer.Option(help="Address for nodes, host:port.")] = "127.0.0.1:7100",
+    guard: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MIDSTREAM_GUARD",
+            help="Who knows the privacy intents, such as http://127.0.0.1:7180; token in MIDSTREAM_GUARD_TOKEN.",
+        ),
+    ] = None,
     state: node_commands.State = None,
 ) -> None:
     """Serve MODEL as a pipeline behind an OpenAI endpoint. Any further flag goes to `vllm serve`."""
@@ -112,6 +119,7 @@ def serve(
         hold_seconds,
         nodes=tuple(node or ()),
         gateway={"name": name, "folder": folder, "listen": listen} if node else None,
+        guard={"url": guard, "here": name} if guard else None,
         extra=tuple(context.args),
     )
     try:

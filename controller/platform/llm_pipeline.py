@@ -59,6 +59,7 @@ _NAME = re.compile(r"(?=.{1,40}$)[a-z]([a-z0-9-]*[a-z0-9])?")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _NODE = re.compile(r"(?=.{1,64}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
+_GUARD = re.compile(r"(?=.{1,1024}$)https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
 _QUANTITY = re.compile(r"\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?")
 _META_KEY = re.compile(r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", re.ASCII)
 _META_VALUE = re.compile(r"([A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?)?", re.ASCII)
@@ -81,6 +82,7 @@ _OWN_FLAGS = {
     "--sleep-after": "spec.scaling.sleepAfterSeconds says it",
     "--hold-requests": "spec.scaling.holdRequests says it",
     "--hold-seconds": "spec.scaling.holdSeconds says it",
+    "--guard": "spec.privacy.guard says it",
     **dict.fromkeys(
         ("--host", "--port", "--uds", "--node", "--name", "--listen", "--state", "--headless"),
         "the platform decides it",
@@ -179,6 +181,12 @@ def _revision(text: str) -> str:
 def _absolute(text: str) -> str:
     if not text.startswith("/") or "\0" in text:
         raise _broken("is no absolute path, such as /models/smollm2; the head may run in another folder than you")
+    return text
+
+
+def _guard(text: str) -> str:
+    if not _GUARD.fullmatch(text):
+        raise _broken("is no address such as http://guard:7180")
     return text
 
 
@@ -308,6 +316,12 @@ class Scaling(_Part):
     spare_stages: Annotated[StrictInt, Field(ge=0, le=MOST_STAGES)] | None = None
 
 
+class Privacy(_Part):
+    """Who says where the pipeline may be: the guard of the privacy intents. Its token is in the environment."""
+
+    guard: Annotated[str, AfterValidator(_guard)] | None = None
+
+
 class Spec(_Part):
     """What is wanted."""
 
@@ -317,6 +331,7 @@ class Spec(_Part):
     migration: Migration = Migration()
     capacity: Capacity = Capacity()
     scaling: Scaling = Scaling()
+    privacy: Privacy = Privacy()
     engine_args: Annotated[tuple[str, ...], Field(max_length=256)] = ()
 
 
@@ -438,7 +453,7 @@ def _restart_fields(old: LLMPipeline, new: LLMPipeline) -> Iterable[str]:
     for field in ("name", "namespace"):
         if getattr(old.metadata, field) != getattr(new.metadata, field):
             yield f"metadata.{field}"
-    for part in ("model", "capacity", "scaling"):
+    for part in ("model", "capacity", "scaling", "privacy"):
         before, after = getattr(old.spec, part), getattr(new.spec, part)
         for field, info in type(before).model_fields.items():
             # How many layers the user thinks the model has is checked, but changes nothing.
@@ -565,6 +580,7 @@ _PART_AT: Mapping[str, type[BaseModel]] = {
     "migration": Migration,
     "capacity": Capacity,
     "scaling": Scaling,
+    "privacy": Privacy,
 }
 
 

@@ -10,13 +10,14 @@ if TYPE_CHECKING:
 
 def serve_flags(spec: Spec) -> list[str]:
     """Return a flag for each setting that is given; layout, nodes and addresses are the platform's to add."""
-    model, capacity, scaling = spec.model, spec.capacity, spec.scaling
+    model, capacity, scaling, privacy = spec.model, spec.capacity, spec.scaling, spec.privacy
     flags = {
         "--model": model.id or model.path,
         "--sleep-after": scaling.sleep_after_seconds,
         "--hold-requests": scaling.hold_requests,
         "--hold-seconds": scaling.hold_seconds,
         "--spare-stages": scaling.spare_stages,
+        "--guard": privacy.guard,
         # vLLM's own:
         "--revision": model.revision,
         "--dtype": model.dtype,

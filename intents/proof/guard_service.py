@@ -98,7 +98,7 @@ def application(
         return JSONResponse(
             {
                 "holds": report.holds,
-                "reason": "; ".join(each.reason for each in report.failures),
+                "reason": "; ".join(dict.fromkeys(each.reason for each in report.failures)),
                 "checks": [asdict(each) for each in report.checks],
             }
         )

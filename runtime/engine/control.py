@@ -16,10 +16,13 @@ from runtime.layout import LayoutError
 from runtime.migration.desk import Desk, Order
 from runtime.migration.errors import (
     ChangeBusy,
+    ChangeForbidden,
     ChangeRefused,
     ChangeSuperseded,
     ChangeUnknown,
     ChangeUnneeded,
+    GuardAsked,
+    GuardSilent,
     LastStage,
     PipelineAsleep,
 )
@@ -36,6 +39,9 @@ _KINDS = {
     ChangeSuperseded: "superseded",
     LastStage: "last_stage",
     PipelineAsleep: "asleep",
+    ChangeForbidden: "forbidden",
+    GuardAsked: "guard_asked",
+    GuardSilent: "guard_silent",
 }
 
 

@@ -26,10 +26,12 @@ from runtime.engine.tracing import Tracing
 from runtime.events.pipeline_name import pipeline_name
 from runtime.events.publisher import Publisher, PublisherError
 from runtime.layout import Layout, even_split
+from runtime.migration.guard import Permission
+from runtime.migration.http_guard import TOKEN_VARIABLE, GuardAddressError, HttpGuard
 from runtime.warm.memory import available_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
@@ -39,6 +41,29 @@ _DEFAULT_KV_BYTES = 1 << 30
 _KV_SHARE_OF_FREE_MEMORY = 0.4
 
 _depths: dict[int, Depth] = {}
+
+
+class GuardSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who knows the intents that bound this pipeline.
+
+    url: of the guard's service, such as ``http://127.0.0.1:7180``; its token is in the environment.
+    here: name of the head's own machine in the intents' inventory.
+    """
+
+    url: str
+    here: str
+
+    def permission(self, pipeline: str, environment: Mapping[str, str]) -> Permission:
+        """Return what asks this guard.
+
+        Raises:
+            EngineError: it has no usable address.
+        """
+        try:
+            guard = HttpGuard(self.url, environment.get(TOKEN_VARIABLE) or None)
+        except GuardAddressError as error:
+            raise EngineError(str(error)) from error
+        return Permission(guard, pipeline, self.here)
 
 
 class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +76,7 @@ class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sleep_after_s: seconds without a request after which all stages end until the next one; null for never.
     nodes: nodes on other hosts, enrolled in the gateway's folder.
     gateway: how to reach them.
+    guard: must allow where anything of this pipeline goes; null when no intents bound it.
     """
 
     layers: str = ""
@@ -60,6 +86,7 @@ class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sleep_after_s: float | None = None
     nodes: tuple[str, ...] = ()
     gateway: GatewaySettings | None = None
+    guard: GuardSettings | None = None
 
 
 class PipelineExecutor(Executor):
@@ -91,6 +118,7 @@ class PipelineExecutor(Executor):
             config.cache_config.kv_cache_memory_bytes = min(_DEFAULT_KV_BYTES, share)
         # One KV cache group for all layers: a layer may then belong to any stage.
         config.scheduler_config.disable_hybrid_kv_cache_manager = True
+        name = pipeline_name(os.environ)
         self.pipeline = Pipeline(
             config,
             layout,
@@ -100,11 +128,12 @@ class PipelineExecutor(Executor):
             sleep_after_s=settings.sleep_after_s,
             nodes=settings.nodes,
             gateway=settings.gateway,
+            permission=settings.guard.permission(name, os.environ) if settings.guard else None,
             on_failed=self._on_failed,
         )
         boot = self.pipeline.coordinator.boot
         try:
-            self._publisher = Publisher.from_environment(os.environ, pipeline_name(os.environ), boot)
+            self._publisher = Publisher.from_environment(os.environ, name, boot)
         except PublisherError as error:
             raise EngineError(f"events cannot be published: {error}") from error
         if self._publisher is not None:

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from runtime.layout import LOCAL_NODE, Layout, even_split
-from runtime.migration.errors import ChangeRefused
+from runtime.engine.placing import place
+from runtime.layout import LOCAL_NODE
+from runtime.migration.errors import ChangeForbidden, ChangeRefused, GuardSilent
 from runtime.migration.stop_rule import CopyRound
 from runtime.warm.node import LocalNode, Node, NodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from runtime.layout import Layout
+    from runtime.migration.guard import Permission
     from runtime.migration.journal import Journal
     from runtime.warm.kv_pool import KVPoolShape
     from runtime.warm.model_fetch import ModelOrder
@@ -29,6 +32,7 @@ REACH_S = 60.0
 _TAKE_BACK_S = 2.0
 _COME_BACK_S = 120.0
 _LOOK_AGAIN_S = 0.2
+_ASK_AGAIN_S = 1.0
 
 
 class Nodes:
@@ -38,16 +42,22 @@ class Nodes:
         remote: nodes on other hosts.
         make_local: makes a node of this host; None when the pipeline has no zygote here.
         journal: is told of nodes that come and go.
+        permission: what a node needs before it gets anything; None when no intents bound this pipeline.
 
     """
 
     def __init__(
-        self, remote: Iterable[RemoteNode], make_local: Callable[[str], LocalNode] | None, journal: Journal
+        self,
+        remote: Iterable[RemoteNode],
+        make_local: Callable[[str], LocalNode] | None,
+        journal: Journal,
+        permission: Permission | None = None,
     ) -> None:
         self._remote = {node.name: node for node in remote}
-        self._make_local, self._journal = make_local, journal
+        self._make_local, self._journal, self._permission = make_local, journal, permission
         self._nodes: dict[str, Node] = dict(self._remote)
         self._lost: dict[str, str] = {}  # reasons by name
+        self._kept_out: dict[str, type[ChangeRefused]] = {}  # of these: not allowed, as forbidden or for want of a word
         self._shape: KVPoolShape | None = None
         self._engine: tuple[bytes, ModelOrder | None] = b"", None
         self._closing = threading.Event()
@@ -57,7 +67,7 @@ class Nodes:
         """Have the pipeline hosted by all remote nodes, at once; `describe` says what the zygotes of these need.
 
         Waits some time for nodes that are not there yet. From then on, a node that is lost is taken back as soon as it
-        can be reached again.
+        can be reached again. A node that the intents forbid gets nothing; it counts as lost until it is allowed.
 
         Raises:
             NodeError: one of them cannot host it.
@@ -68,9 +78,32 @@ class Nodes:
             return
         self._engine = describe(frozenset(self._remote))
         with ThreadPoolExecutor(len(self._remote)) as threads:
-            list(threads.map(lambda node: node.wait_reachable(REACH_S), self._remote.values()))
-            list(threads.map(self._open, self._remote.values()))
+            allowed = [
+                node
+                for node, refusal in zip(
+                    self._remote.values(), threads.map(self._refusal_of, self._remote), strict=True
+                )
+                if refusal is None
+            ]
+            list(threads.map(lambda node: node.wait_reachable(REACH_S), allowed))
+            list(threads.map(self._open, allowed))
         threading.Thread(target=self._take_back, name="lost-nodes", daemon=True).start()
+
+    def _refusal_of(self, name: str) -> str | None:
+        """Keep a node out that is not allowed to have anything; returns why."""
+        if self._permission is None:
+            return None
+        try:
+            self._permission.require_node(name)
+        except (ChangeForbidden, GuardSilent) as error:
+            if self._lost.get(name) != str(error):
+                self._journal.tell("pipeline", "node kept out", node=name, reason=str(error))
+            self._remote[name].lost = self._lost[name] = str(error)
+            self._kept_out[name] = type(error)
+            return str(error)
+        if self._kept_out.pop(name, None) is not None:
+            self._lost[name] = "it is allowed again and not open yet"
+        return None
 
     def _open(self, node: RemoteNode) -> None:
         facts = node.open(list(self._remote), *self._engine, OPEN_S)
@@ -82,6 +115,8 @@ class Nodes:
         while not self._closing.wait(_TAKE_BACK_S):
             for name in [name for name in list(self._lost) if name in self._remote]:
                 node = self._remote[name]
+                if self._refusal_of(name) is not None:
+                    continue
                 try:
                     node.wait_reachable(0.0)
                     node.lost = None
@@ -115,8 +150,8 @@ class Nodes:
         return {name: node.warm_bytes() for name, node in list(self._nodes.items()) if isinstance(node, LocalNode)}
 
     def lost_names(self) -> frozenset[str]:
-        """Return the nodes that are lost now."""
-        return frozenset(self._lost)
+        """Return the nodes that are lost now, without those that the intents keep out."""
+        return frozenset(self._lost.keys() - self._kept_out)
 
     def get(self, name: str) -> Node:
         """Return a node.
@@ -137,8 +172,10 @@ class Nodes:
         return node
 
     def check(self, layout: Layout) -> None:
-        """Check that all nodes of a layout are known and there; raises ChangeRefused."""
+        """Check that all nodes of a layout are known, there and not kept out; raises ChangeRefused."""
         for name in layout.nodes:
+            if (refusal := self._kept_out.get(name)) is not None:
+                raise refusal(f"layers {layout}: {self._lost[name]}")
             try:
                 self.get(name)
             except NodeError as error:
@@ -195,25 +232,47 @@ class Nodes:
             self._lost[name] = reason
         return not known
 
-    def without_lost(self, layout: Layout) -> Layout:
-        """Return a layout like `layout` that needs no lost node: their layers go to the stages beside them.
+    def placed(self, layout: Layout) -> Layout:
+        """Return a layout like `layout` that needs no lost node and none that the intents forbid.
 
-        Waits for some node to come back if all are lost.
+        Where it needs one, its layers go to the stages beside it; else they are shared by the nodes that are left.
+        Nothing is carried over into that layout. Waits for some time when there is no such layout.
 
         Raises:
-            NodeError: none came back in time.
+            NodeError: there was none in time.
 
         """
-        if not layout.nodes & self._lost.keys():
-            return layout
-        if layout.nodes <= self._lost.keys():
-            deadline = time.monotonic() + _COME_BACK_S
-            while not (left := self.names()):
-                if self._closing.wait(_LOOK_AGAIN_S) or time.monotonic() > deadline:
-                    raise NodeError(f"all nodes are lost: {'; '.join(self._lost.values())}")
-            counts = even_split(layout.total_layers, len(left)).split(",")
-            return Layout.parse(",".join(map("@".join, zip(counts, left, strict=False))), layout.total_layers)
-        return layout.without(self._lost.keys())
+        deadline = time.monotonic() + _COME_BACK_S
+        told = ""
+        while True:
+            try:
+                return place(layout, dict(self._lost), self.names(), self._refusal)
+            except (NodeError, GuardSilent) as error:
+                reason = str(error)
+            if reason != told:
+                told = reason
+                self._journal.tell("pipeline", "no place", reason=reason)
+            pause_s = _LOOK_AGAIN_S if self._permission is None else _ASK_AGAIN_S
+            if self._closing.wait(pause_s) or time.monotonic() > deadline:
+                raise NodeError(reason)
+
+    def _refusal(self, layout: Layout) -> str | None:
+        """Return why the intents forbid a layout; raises GuardSilent."""
+        if self._permission is None:
+            return None
+        try:
+            self._permission.require(None, layout)
+        except ChangeForbidden as error:
+            return str(error)
+        return None
+
+    def scrub_left(self, before: Layout, after: Layout) -> list[str]:
+        """Erase what nodes hold that `after` does without; returns what could not be done."""
+        problems: list[str] = []
+        for name in before.nodes - after.nodes - self._lost.keys():
+            layers = [layer for layer in range(before.total_layers) if before.node_of(layer) == name]
+            problems += _tried(partial(self._nodes[name].scrub, layers))
+        return problems
 
 
 @dataclass(frozen=True, slots=True)

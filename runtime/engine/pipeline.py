@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from runtime.engine.capacity import Capacity, PipelineSide
     from runtime.engine.warm_model import WarmModel
+    from runtime.migration.guard import Permission
     from runtime.migration.stop_rule import CopyRound
     from runtime.transport.frames import Buffer, Result
     from runtime.warm.model_fetch import ModelOrder
@@ -55,6 +56,7 @@ _PREPARE_TIMEOUT_S = 600.0
 _CALL_TIMEOUT_S = 60.0
 _FLIP_S = 5.0  # for prompt logprobs to be done, which cannot be moved before
 _NOTICE_S = 2.0  # from a failed batch to the news that its stage has ended
+_GUARD_S = 60.0  # for a guard that starts at the same time
 _REST_S = 1.0  # between a change and what would disturb the streams again
 _PROCESS_BYTES = 128 << 20  # what a stage touches of its own beside its weights; measured 60 to 110 MiB
 
@@ -84,7 +86,10 @@ class Depth:
 
 
 class Pipeline(ChangeEffects):
-    """See the module. `on_failed` is called once, with the reason, when the pipeline can serve no more."""
+    """See the module. `on_failed` is called once, with the reason, when the pipeline can serve no more.
+
+    With a `permission`, nothing of the pipeline goes to a node, or over a way to one, without it (I5).
+    """
 
     def __init__(
         self,
@@ -96,6 +101,7 @@ class Pipeline(ChangeEffects):
         sleep_after_s: float | None,
         nodes: Sequence[str],
         gateway: GatewaySettings | None,
+        permission: Permission | None,
         on_failed: Callable[[str], None],
         leases: Leases | None = None,
     ) -> None:
@@ -105,6 +111,7 @@ class Pipeline(ChangeEffects):
         self._spare_stages = spare_stages
         self.depth = Depth()
         self._set_depth(layout)
+        self._permission = permission
         self._on_failed = on_failed
         self._total_layers = layout.total_layers
         self._max_batch_tokens = config.scheduler_config.max_num_batched_tokens
@@ -137,11 +144,14 @@ class Pipeline(ChangeEffects):
             partial(self.journal.tell, "gateway"),
         )
         self.nodes = Nodes(
-            [self.fleet.remote_node(name) for name in nodes], self.fleet.local_node if here else None, self.journal
+            [self.fleet.remote_node(name) for name in nodes],
+            self.fleet.local_node if here else None,
+            self.journal,
+            permission,
         )
         self.assembler = Assembler(self.fleet, self.nodes, self.dispatcher, threads, self._max_requests)
         self.spares = SpareStages(self.fleet, self.assembler.start_spare, self.journal)
-        self.coordinator = Coordinator(self, self.journal, leases)
+        self.coordinator = Coordinator(self, self.journal, leases, permission)
         self.recovery = Recovery(
             self._repair, self._is_whole, self.coordinator, self.journal, self._fail, self._show_phase
         )
@@ -159,7 +169,12 @@ class Pipeline(ChangeEffects):
     # -- start ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> list[dict[str, Any]]:
-        """Start and load the stages of the first layout; returns each stage's KV cache specs."""
+        """Start and load the stages of the first layout; returns each stage's KV cache specs.
+
+        Raises:
+            ChangeForbidden, GuardSilent: the intents, or their guard, do not allow it; no node was asked for anything.
+        """
+        self._require_permission()
         self.fleet.wait_preloaded(_PREPARE_TIMEOUT_S)
         self.nodes.open(self._describe_model)
         assembly = self._assembly
@@ -417,7 +432,7 @@ class Pipeline(ChangeEffects):
     def _repair(self) -> list[int]:
         """Replace the serving stages that are gone and replay what is in flight; returns its sequence numbers."""
         broken = self._assembly
-        layout = self.nodes.without_lost(broken.layout)
+        layout = self.nodes.placed(broken.layout)
         if layout != broken.layout:
             return self._move_from_lost_nodes(layout)
         # Replacements belong to the assembly at once: what is lost of them is lost while serving, and replaced in turn.
@@ -438,7 +453,8 @@ class Pipeline(ChangeEffects):
         return replayed
 
     def _move_from_lost_nodes(self, layout: Layout) -> list[int]:
-        """Serve with `layout`, which does without the nodes that are gone, and compute again what they held."""
+        """Serve with `layout`, which does without nodes that are gone or forbidden; compute again what they held."""
+        before = self._assembly.layout
         self._reserve(layout)
         left = [stage for stage in self._assembly.stages if self.fleet.alive(stage)]
         self.assembler.unroute(left, None)
@@ -457,6 +473,7 @@ class Pipeline(ChangeEffects):
             self.fleet.release(stage)
         mended.chain = self.assembler.connect(mended.layout, mended.stages)
         replayed = self.dispatcher.restart(mended.chain, self._max_batch_tokens, kv_lost=True)
+        self._tell_left_over(self.nodes.scrub_left(before, layout))
         self._set_depth(layout)
         self._keep_spares(_REST_S)
         return replayed
@@ -482,6 +499,7 @@ class Pipeline(ChangeEffects):
 
     def _bring_stages_back(self) -> None:
         """Start the stages of the layout again, all at once, and serve from them."""
+        self._require_permission()
         layout = self._assembly.layout
         stages: list[Stage] = []
         try:
@@ -568,6 +586,11 @@ class Pipeline(ChangeEffects):
 
     def _set_depth(self, layout: Layout) -> None:
         self.depth.batches = min(self._batches_in_flight or len(layout.nodes), len(layout))
+
+    def _require_permission(self) -> None:
+        """Require that the intents, if any bound this pipeline, allow the layout; nothing is carried over into it."""
+        if self._permission is not None:
+            self._permission.require(None, self._assembly.layout, _GUARD_S)
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 

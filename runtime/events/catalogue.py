@@ -41,6 +41,7 @@ class Type(enum.StrEnum):
     STAGE_RELEASE = "dev.midstream.stage.release"
     STAGE_RELEASED = "dev.midstream.stage.released"
     INTENT_SUBMITTED = "dev.midstream.intent.submitted"
+    INTENT_DECIDED = "dev.midstream.intent.decided"
     INTENT_VIOLATED = "dev.midstream.intent.violated"
     NODE_JOINED = "dev.midstream.node.joined"
     NODE_LOST = "dev.midstream.node.lost"
@@ -84,6 +85,19 @@ class StageReport(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     change: str | None
     ms: float
+
+
+class IntentDecided(msgspec.Struct, frozen=True, kw_only=True):
+    """Data of ``intent.decided``."""
+
+    pipeline: str
+    intent: str
+    outcome: str
+    kind: str | None
+    reason: str | None
+    nearest: str | None
+    readback: list[str]
+    placement: dict[str, str]
 
 
 class NodeJoined(msgspec.Struct, frozen=True, kw_only=True):

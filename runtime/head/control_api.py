@@ -26,7 +26,7 @@ from runtime.phase import open_phase_word
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
     from starlette.datastructures import State
     from vllm.engine.protocol import EngineClient
@@ -43,7 +43,11 @@ _STATUS_OF = {
     "superseded": 409,
     "last_stage": 409,
     "asleep": 503,
+    "forbidden": 422,
+    "guard_asked": 503,
+    "guard_silent": 503,
 }
+_PASSING = frozenset({"asleep", "guard_asked"})  # refusals that are over in a moment
 
 _HOLDER = "The instance of the stage's function that asks; the one that came last holds the stage."
 _Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=1024)]
@@ -133,13 +137,13 @@ async def reconfigure(
     key: _Key = None,
     traceparent: Annotated[str | None, Header(max_length=64)] = None,
 ) -> JSONResponse:
-    """Start a change; 202 with its report, 409 while another runs, 422 when it does not work.
+    """Start a change; 202 with its report, 409 while another runs, 422 when it does not work or intents forbid it.
 
     Asked again with the same `Idempotency-Key`: 200 with the report of the same change, or the same refusal.
     """
     order = {**body.model_dump(mode="json"), "key": key, "traceparent": traceparent}
     call = partial(_call, request, "reconfigure", order, success=202)
-    response = await _patiently(call, {"asleep"}, time.monotonic() + _WAKE_S)
+    response = await _patiently(call, _PASSING, time.monotonic() + _WAKE_S)
     if response.status_code == 202 and _content(response)["repeated"]:
         response.status_code = 200
     return response
@@ -224,7 +228,7 @@ async def _move(
     """Let a stage come or go, once no other change is under way, and answer when that has ended."""
     begun_at = time.monotonic()
     deadline = begun_at + within_s
-    response = await _patiently(call, {"asleep", "busy"}, deadline)
+    response = await _patiently(call, _PASSING | {"busy"}, deadline)
     if response.status_code != 200:
         return response
     answer = _content(response)
@@ -261,7 +265,9 @@ async def _call(
     return JSONResponse({wrap: answer} if wrap else answer, success)
 
 
-async def _patiently(call: Callable[[], Awaitable[JSONResponse]], kinds: set[str], deadline: float) -> JSONResponse:
+async def _patiently(
+    call: Callable[[], Awaitable[JSONResponse]], kinds: Collection[str], deadline: float
+) -> JSONResponse:
     """Call again as long as it is refused for one of these reasons, which pass."""
     while True:
         response = await call()

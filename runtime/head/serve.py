@@ -25,7 +25,8 @@ DEFAULT_PORT = 8000
 class ServeOptions:
     """What `midstream serve` was asked for. `extra` are flags for vLLM, passed on as they are.
 
-    `gateway` says how to reach `nodes` (`runtime.engine.fleet.GatewaySettings`).
+    `gateway` says how to reach `nodes` (`runtime.engine.fleet.GatewaySettings`), `guard` who knows the intents that
+    bound this pipeline (`runtime.engine.executor.GuardSettings`).
     """
 
     layers: str | None = None
@@ -39,6 +40,7 @@ class ServeOptions:
     hold_seconds: float = 30.0
     nodes: Sequence[str] = ()
     gateway: Mapping[str, str] | None = None
+    guard: Mapping[str, str] | None = None
     extra: Sequence[str] = ()
 
 
@@ -61,6 +63,7 @@ def vllm_arguments(model: ResolvedModel, options: ServeOptions, *, on_cpu: bool)
         "sleep_after_s": options.sleep_after_s,
         "nodes": list(options.nodes),
         "gateway": options.gateway,
+        "guard": options.guard,
     }
     return [
         "--model",

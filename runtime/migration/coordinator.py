@@ -4,6 +4,9 @@ One change at a time. Its effects (start processes, copy, flip, release) run one
 own, so that none overlaps another; the protocol itself runs on a second thread that never blocks on an effect, so a
 lease that lapses or a stage that dies is heard at once. Stopping a change first *interrupts* the effect under way by
 ending the new stages it waits for.
+
+Where intents bound the pipeline, a change needs their guard's permission when it is planned, before each round of
+pre-copy, and once more right before the cutover: the world may have changed meanwhile.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from runtime.layout import Layout
+    from runtime.migration.guard import Permission
     from runtime.migration.journal import Journal
     from runtime.migration.stop_rule import CopyRound
 
@@ -190,12 +194,27 @@ class Change:
 
 
 class Coordinator:
-    """Accepts changes, one at a time, and runs them. Thread-safe."""
+    """Accepts changes, one at a time, and runs them. Thread-safe.
 
-    def __init__(self, effects: ChangeEffects, journal: Journal, leases: Leases | None = None) -> None:
+    Args:
+        effects: carry out what a change needs done.
+        journal: is told of everything.
+        leases: how long each step may take.
+        permission: what every change needs; None when no intents bound this pipeline.
+
+    """
+
+    def __init__(
+        self,
+        effects: ChangeEffects,
+        journal: Journal,
+        leases: Leases | None = None,
+        permission: Permission | None = None,
+    ) -> None:
         self._effects = effects
         self._journal = journal
         self._leases = leases or Leases()
+        self._permission = permission
         self.boot = secrets.token_hex(4)  # change ids begin again with every start
         self._lock = threading.Lock()
         self._let_go = threading.Condition(self._lock)
@@ -233,6 +252,8 @@ class Coordinator:
 
         Raises:
             ChangeBusy: another one is under way.
+            ChangeForbidden, GuardSilent: the intents, or their guard, do not allow it; nothing was touched.
+            GuardAsked: not known yet; ask again in a moment.
             ChangeRefused, LayoutError: the plan does not work; nothing was touched.
 
         """
@@ -243,6 +264,8 @@ class Coordinator:
                 raise ChangeBusy(self._holder)
             started_at, clock = time.time(), time.perf_counter()
             target = self._effects.plan(text)
+            if self._permission is not None:
+                self._permission.begin(_carried_from(self._effects.layout(), method), target)
             self._count += 1
             machine = ChangeMachine(f"change-{self._count}", self._effects.layout(), target, method, fallback)
             change = Change(machine.change, machine, self.boot, request, traceparent, move, started_at=started_at)
@@ -386,8 +409,10 @@ class Coordinator:
                     self._tell_stages(change, "stage prepared", change.machine.target, change.machine.source, clock)
                     events.put(ChainReady())
                 case CopyStale():
+                    self._require_permission(change)
                     events.put(RoundCopied(effects.copy_stale(change.cost)))
                 case Switch(carry=carry):
+                    self._require_permission(change)
                     if change.machine.step is not Step.CUTOVER:
                         return  # stopped before it began
                     change.cutover_at = time.time()
@@ -413,6 +438,11 @@ class Coordinator:
             else:
                 events.put(Failed(str(error)))
 
+    def _require_permission(self, change: Change) -> None:
+        machine = change.machine
+        if self._permission is not None:
+            self._permission.require(_carried_from(machine.source, machine.method), machine.target)
+
     def _tell_stages(self, change: Change, event: str, layout: Layout, other: Layout, since: float) -> None:
         """Tell of every stage of `layout` that `other` does not have, unless the change is for one stage."""
         if change.move is not None:
@@ -421,6 +451,11 @@ class Coordinator:
         for index, stage in enumerate(layout.stages):
             if stage not in other.stages:
                 self._journal.tell(change.id, event, stage=index, node=stage.node, layers=str(stage.layers), ms=ms)
+
+
+def _carried_from(source: Layout, method: Method) -> Layout | None:
+    """Return where KV is carried over from; None when all of it is computed again, so no byte comes from there."""
+    return None if method is Method.RECOMPUTE else source
 
 
 def _is_bulk(machine: ChangeMachine) -> bool:

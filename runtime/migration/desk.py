@@ -31,7 +31,7 @@ from runtime.migration.errors import (
     ChangeSuperseded,
     ChangeUnneeded,
     LastStage,
-    PipelineAsleep,
+    NotNow,
 )
 from runtime.migration.protocol import Fallback, Method, Step
 
@@ -104,7 +104,7 @@ class Desk:
         """Start the change that `order` wants; returns it, and whether the order was known already.
 
         Raises:
-            ChangeBusy, PipelineAsleep: not now; the order is not remembered, ask again.
+            ChangeBusy, NotNow: not now; the order is not remembered, ask again.
             ChangeSuperseded, ChangeUnneeded, ChangeRefused: see there; nothing was touched.
 
         """
@@ -121,7 +121,7 @@ class Desk:
         `holder` names the function's instance; asked again with the same `key`, nothing happens.
 
         Raises:
-            ChangeBusy, PipelineAsleep: not now; ask again.
+            ChangeBusy, NotNow: not now; ask again.
             ChangeRefused, LayoutError: there is no such stage, or it cannot be placed there.
 
         """
@@ -134,7 +134,7 @@ class Desk:
         None when it has none, or when `holder` is not the instance that came last. With a `key`, as `attach`.
 
         Raises:
-            ChangeBusy, PipelineAsleep: not now; ask again.
+            ChangeBusy, NotNow: not now; ask again.
             LastStage: it is the only one.
             ChangeRefused: the others cannot take its layers.
 
@@ -226,7 +226,7 @@ class Desk:
             return cast("_Answer", known)
         try:
             answer = _refusing(work)
-        except PipelineAsleep:
+        except NotNow:
             raise
         except ChangeRefused as refusal:
             self._remember(key, refusal)

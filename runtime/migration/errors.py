@@ -7,7 +7,11 @@
     |   +-- ChangeUnneeded     the pipeline has that layout already
     |   +-- ChangeSuperseded   it was asked for by an older generation than one accepted before
     |   +-- LastStage          a stage cannot leave: no other stage is there to take its layers
-    |   +-- PipelineAsleep     it sleeps and does not wake in time
+    |   +-- ChangeForbidden    an active intent forbids it (I5)
+    |   +-- NotNow             refused for the moment; ask again
+    |       +-- PipelineAsleep     it sleeps and does not wake in time
+    |       +-- GuardAsked         the guard of the intents is being asked
+    |       +-- GuardSilent        the guard cannot be asked, or does not answer: nothing is allowed then
     +-- ChangeBusy         another change is under way; carries its id
     +-- ChangeUnknown      no change of that id
     +-- NotMovableError    a request holds state that cannot be carried over (I7); the change is aborted
@@ -34,8 +38,24 @@ class LastStage(ChangeRefused):
     """No other stage is there to take the layers of the one that wants to leave."""
 
 
-class PipelineAsleep(ChangeRefused):
+class ChangeForbidden(ChangeRefused):
+    """An active intent forbids where something would be, or the way there (I5)."""
+
+
+class NotNow(ChangeRefused):
+    """Nothing is decided: the same request may be made again."""
+
+
+class PipelineAsleep(NotNow):
     """The pipeline sleeps and did not wake in time."""
+
+
+class GuardAsked(NotNow):
+    """The guard of the intents is being asked; there is an answer in a moment."""
+
+
+class GuardSilent(NotNow):
+    """The guard of the intents could not be asked, or did not answer; nothing is allowed without its word."""
 
 
 class ChangeBusy(ChangeError):

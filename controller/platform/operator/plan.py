@@ -47,7 +47,7 @@ CHANGED_SINCE = "ChangedSince"
 STEADY_S = 10.0
 SOON_S = 1.0
 _MOST_RETRY_S = 60.0
-_FINAL = {"invalid": "Refused", "superseded": "Superseded", "last_stage": "Refused"}
+_FINAL = {"forbidden": "Forbidden", "invalid": "Refused", "superseded": "Superseded", "last_stage": "Refused"}
 _NOT_SERVING = {"asleep": "Asleep", "waking": "Waking", "recovering": "Recovering"}
 
 

@@ -38,6 +38,12 @@ def token(secret: str) -> Object:
     return {"name": "MIDSTREAM_CONTROL_TOKEN", "valueFrom": {"secretKeyRef": reference}}
 
 
+def guard_token() -> Object:
+    """Return the variable with the token of the privacy intents' guard, for those that have one."""
+    reference = {"name": "midstream-guard", "key": "token", "optional": True}
+    return {"name": "MIDSTREAM_GUARD_TOKEN", "valueFrom": {"secretKeyRef": reference}}
+
+
 def scratch(name: str, size: str, *, memory: bool = False) -> Object:
     """Return an empty volume."""
     return {"name": name, "emptyDir": {**({"medium": "Memory"} if memory else {}), "sizeLimit": size}}

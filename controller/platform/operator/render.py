@@ -100,7 +100,7 @@ def start_spec(pipeline: LLMPipeline) -> dict[str, Any]:
     """Return those fields of the spec that only a start of the head changes, by path."""
     spec = pipeline.spec
     fields: dict[str, Any] = {}
-    for part in (spec.model, spec.capacity, spec.scaling):
+    for part in (spec.model, spec.capacity, spec.scaling, spec.privacy):
         name = type(part).__name__.lower()
         for path, value in part.model_dump(by_alias=True, exclude_none=True, mode="json").items():
             fields[f"spec.{name}.{path}"] = value
@@ -158,6 +158,7 @@ def _head(wanted: Rendering) -> Object:
         pods.token(control_secret(name)),
         pods.plain("MIDSTREAM_PIPELINE", name),
         *([pods.plain("K_SINK", start.sink)] if start.sink else []),
+        *([pods.guard_token()] if pipeline.spec.privacy.guard else []),
         pods.plain("HOME", pods.CACHE),
         pods.plain("MIDSTREAM_CACHE", pods.CACHE),
     ]

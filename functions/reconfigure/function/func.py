@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from runtime.events.envelope import Event
 
 # Refusals that the same request would get again; any other is for a while.
-_FINAL = frozenset({"invalid", "superseded", "unchanged"})
+_FINAL = frozenset({"forbidden", "invalid", "superseded", "unchanged"})
 _MOST_REASON_CHARACTERS = 4000
 
 

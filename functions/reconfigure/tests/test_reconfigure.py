@@ -100,7 +100,7 @@ class TestRefusedForGood:
         assert (data["unchanged"], data["change"], data["from"], data["epoch"]) == (True, None, None, 0)
         assert (data["to"], data["request"]) == ("8,22", "event-1")
 
-    @pytest.mark.parametrize(("status", "kind"), [(422, "invalid"), (409, "superseded")])
+    @pytest.mark.parametrize(("status", "kind"), [(422, "invalid"), (409, "superseded"), (422, "forbidden")])
     async def test_what_cannot_be_met_is_aborted_with_the_reason(self, head, ask, status, kind):
         head.refuses(CHANGES, status, kind, "99 layers are wanted, but the model has 30")
         reply = (await ask()).json()

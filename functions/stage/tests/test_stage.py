@@ -149,6 +149,12 @@ class TestEvents:
         assert first["id"] == second["id"] != other["id"]
         assert first["data"]["change"] is None
 
+    async def test_a_stage_does_not_go_where_the_intents_forbid_it(self, head, attached, ask):
+        head.refuses(RELEASE, 422, "forbidden", "node edge-2 is in the US")
+        response = await ask(RELEASE_EVENT)
+        error = response.json()["error"]
+        assert (response.status_code, error["type"], error["message"]) == (422, "forbidden", "node edge-2 is in the US")
+
     async def test_the_last_stage_is_not_released(self, head, attached, ask):
         head.refuses(RELEASE, 409, "last_stage", "stage 1 is the last one")
         response = await ask(RELEASE_EVENT)

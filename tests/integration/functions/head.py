@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from starlette.datastructures import State
 
+    from runtime.migration.guard import Permission
+
 DEADLINE_S = 20.0
 _POLL_S = 0.02
 
@@ -61,11 +63,11 @@ class Engine:
 class Head:
     """One start of a head: changes, keys and stages begin anew."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, layers: str = "2,2", permission: Permission | None = None) -> None:
         self.port = port
-        self.effects = FakeEffects("2,2")
-        journal = Journal()
-        self.coordinator = Coordinator(self.effects, journal)
+        self.effects = FakeEffects(layers)
+        self.journal = journal = Journal()
+        self.coordinator = Coordinator(self.effects, journal, permission=permission)
         self._pipeline: Any = SimpleNamespace(
             coordinator=self.coordinator,
             journal=journal,

@@ -139,6 +139,10 @@ BAD = {
     "a flag as revision": Bad(
         {"model": {"id": "a/b", "revision": "--main"}}, "'--main' is no branch, tag or commit, such as main"
     ),
+    "a guard without a scheme": Bad({"privacy": {"guard": "guard:7180"}}, "spec.privacy.guard in body should match"),
+    "a guard with a password": Bad(
+        {"privacy": {"guard": "http://u:p@guard"}}, "spec.privacy.guard in body should match"
+    ),
     # Flags of the engine.
     "a field as flag": Bad(
         _engine("--max-num-seqs=8", "--layers=15,15"),
@@ -208,6 +212,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "a folder": {"model": {"path": "/models/x", "dtype": "auto"}},
     "flags with values beside them": _engine("--max-num-seqs", "8", "--kv-cache-dtype=auto", "--max_model_len=64"),
     "many flags": _engine(*["--hf-overrides=" + "x" * 500] * 256),
+    "a guard": {"privacy": {"guard": "https://guard.midstream.svc:7180/intents"}},
     "fractions": {"scaling": {"sleepAfterSeconds": 0.5, "holdSeconds": 1.5, "spareStages": 0}},
 }
 

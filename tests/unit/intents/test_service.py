@@ -12,78 +12,13 @@ from typer.testing import CliRunner
 
 from intents.errors import IntentsError
 from intents.model.intent import (
-    IntentMetadata,
-    IntentSpec,
-    IsolationRule,
     PlacementRule,
     PrivacyIntent,
-    RouteRule,
-    TransferRule,
 )
-from intents.model.inventory import parse_inventory
-from intents.model.predicate import named, term
-from intents.proof.transfer import Transfer
-from intents.service import PIPELINE, Current, PipelineGuard, _address, flows_of, guard_application
+from intents.model.predicate import term
+from intents.service import Current, _address, flows_of, guard_application
 from intents.store import IntentStore
-
-INVENTORY: dict[str, Any] = {
-    "kind": "Inventory",
-    "nodes": [
-        {"name": "edge-1", "switch": "s1", "labels": {"midstream.dev/jurisdiction": "DE"}},
-        {"name": "edge-2", "switch": "s2", "labels": {"midstream.dev/jurisdiction": "US"}},
-        {"name": "edge-3", "switch": "s1", "labels": {"midstream.dev/jurisdiction": "FR"}},
-    ],
-    "workloads": [
-        {"name": "smollm-stage-0", "node": "edge-1", "labels": {PIPELINE: "smollm", "midstream.dev/data": "health"}},
-        {"name": "smollm-stage-1", "node": "edge-1", "labels": {PIPELINE: "smollm"}},
-        {"name": "other", "node": "edge-2"},
-    ],
-    "switches": [{"name": "s1"}, {"name": "s2"}],
-    "links": [{"a": "s1", "b": "s2"}],
-}
-IN_EU = term("midstream.dev/jurisdiction", "DE", "FR")
-HEALTH = term("midstream.dev/data", "health")
-
-
-def intent(name: str = "eu-only", subjects: Any = HEALTH, **rules: Any) -> PrivacyIntent:
-    rules = rules or {"placement": (PlacementRule(nodes=IN_EU),)}
-    return PrivacyIntent(metadata=IntentMetadata(name=name), specs=(IntentSpec(subjects=subjects, **rules),))
-
-
-def guard(*intents: PrivacyIntent) -> PipelineGuard:
-    return PipelineGuard(parse_inventory(yaml.safe_dump(INVENTORY)), intents)
-
-
-class TestPipelines:
-    def test_an_intent_about_one_stage_binds_the_pipeline(self):
-        assert guard(intent()).judge("smollm", ["edge-1"], ["edge-1", "edge-3"], []).holds
-        report = guard(intent()).judge("smollm", ["edge-1"], ["edge-1", "edge-2"], [])
-        assert not report.holds
-        assert {each.subject for each in report.failures} == {"smollm-stage-0"}
-
-    def test_a_workload_with_the_pipelines_name_is_the_pipeline_too(self):
-        one = guard(intent(subjects=named("other")))
-        assert not one.judge("other", [], ["edge-2"], []).holds
-        assert one.judge("smollm", [], ["edge-2"], []).holds
-
-    def test_a_pipeline_that_the_inventory_does_not_know_is_allowed_nothing_while_any_intent_is_active(self):
-        report = guard(intent()).judge("unknown", [], ["edge-1"], [])
-        assert not report.holds
-        assert "not in the inventory" in report.failures[0].reason
-        assert guard().judge("unknown", [], ["edge-1"], []).holds
-
-    def test_prompts_between_stages_are_no_migration_but_all_other_rules_hold_for_them(self):
-        never = intent(transfer=(TransferRule(forbidden=True),))
-        hop = [Transfer("edge-1", "edge-2")]
-        assert guard(never).judge("smollm", [], ["edge-1", "edge-2"], hop, state=["prompts"]).holds
-        assert not guard(never).judge("smollm", ["edge-1"], ["edge-1", "edge-2"], hop, state=["kv"]).holds
-        for rules in (
-            {"routes": (RouteRule(switches=named("s1")),)},
-            {"isolation": (IsolationRule(peers=named("edge-2")),)},
-            {"placement": (PlacementRule(nodes=IN_EU),)},
-        ):
-            limited = guard(intent(**rules))
-            assert not limited.judge("smollm", [], ["edge-1", "edge-2"], hop, state=["prompts"]).holds, rules
+from tests.unit.intents.pipelines import INVENTORY, intent
 
 
 @pytest.fixture

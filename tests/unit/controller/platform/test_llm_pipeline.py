@@ -51,6 +51,7 @@ class TestWhatItMaySay:
             migration={"method": "recompute", "fallback": "recompute"},
             capacity={"kvBlocks": 100, "maxRequests": 8, "maxBatchTokens": 512},
             scaling={"sleepAfterSeconds": 60, "holdRequests": 3, "holdSeconds": 1.5, "spareStages": 0},
+            privacy={"guard": "http://127.0.0.1:7180"},
             engineArgs=["--seed=1", "--block-size", "16"],
         )
         assert whole.spec.stages is not None
@@ -68,6 +69,13 @@ class TestWhatItMaySay:
     @pytest.mark.parametrize(
         ("spec", "message"),
         [
+            *[
+                (
+                    {"privacy": {"guard": wrong}},
+                    f"spec.privacy.guard: {wrong!r} is no address such as http://guard:7180",
+                )
+                for wrong in ("guard:7180", "ftp://guard", "http://u:p@guard", "http://", "http://guard:7180\n")
+            ],
             ({"stages": []}, "spec.stages: is empty; give at least one, or leave it out"),
             ({"stages": [{"layers": 1}] * 65}, "spec.stages: has 65 entries; 64 at most"),
             ({"stages": [{"layers": 15}, {"layers": 0}]}, "spec.stages[1].layers: 0 is too small; 1 at least"),
@@ -298,6 +306,7 @@ class TestDiff:
                 {"scaling": {"sleepAfterSeconds": 3, "holdRequests": 1}},
                 ("spec.scaling.sleepAfterSeconds", "spec.scaling.holdRequests"),
             ),
+            ({"privacy": {"guard": "http://guard:7180"}}, ("spec.privacy.guard",)),
             ({"engineArgs": ["--seed=1"], "auto": {"stages": 3}}, ("spec.engineArgs",)),
         ],
     )

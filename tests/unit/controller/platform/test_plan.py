@@ -43,6 +43,7 @@ def test_the_head_is_started_as_the_object_says(tmp_path: Path):
         model={"id": "a/b", "revision": "main", "dtype": "float32", "maxLength": 512},
         capacity={"kvBlocks": 100, "maxRequests": 8, "maxBatchTokens": 256},
         scaling={"sleepAfterSeconds": 60, "holdRequests": 3, "holdSeconds": 2, "spareStages": 0},
+        privacy={"guard": "http://127.0.0.1:7180"},
         engineArgs=["--seed=1"],
     )
     made = local_plan(tmp_path, wanted)
@@ -51,6 +52,7 @@ def test_the_head_is_started_as_the_object_says(tmp_path: Path):
     assert flags == (
         *("--layers", "15,15", "--host", "127.0.0.1", "--port", "8123"),
         *("--model=a/b", "--sleep-after=60.0", "--hold-requests=3", "--hold-seconds=2.0", "--spare-stages=0"),
+        "--guard=http://127.0.0.1:7180",
         *("--revision=main", "--dtype=float32", "--max-model-len=512"),
         *("--num-gpu-blocks-override=100", "--max-num-seqs=8", "--max-num-batched-tokens=256", "--seed=1"),
     )

@@ -10,7 +10,16 @@ import pytest
 from runtime.engine.control import ControlCalls
 from runtime.engine.dispatcher import TracedBatch
 from runtime.layout import Layout, LayoutError
-from runtime.migration.errors import ChangeBusy, ChangeRefused, ChangeSuperseded, ChangeUnknown, ChangeUnneeded
+from runtime.migration.errors import (
+    ChangeBusy,
+    ChangeForbidden,
+    ChangeRefused,
+    ChangeSuperseded,
+    ChangeUnknown,
+    ChangeUnneeded,
+    GuardAsked,
+    GuardSilent,
+)
 from runtime.migration.journal import Journal
 from runtime.migration.protocol import Fallback, Method
 from runtime.transport.frames import StageSpan
@@ -116,6 +125,9 @@ def test_a_stage_for_which_nothing_has_to_be_done_does_not_wake_the_pipeline(
         (ChangeRefused("no room"), {"refused": "invalid", "message": "no room"}),
         (ChangeUnneeded("has it"), {"refused": "unchanged", "message": "has it"}),
         (ChangeSuperseded("older"), {"refused": "superseded", "message": "older"}),
+        (ChangeForbidden("in the US"), {"refused": "forbidden", "message": "in the US"}),
+        (GuardAsked("in a moment"), {"refused": "guard_asked"}),
+        (GuardSilent("it is away"), {"refused": "guard_silent"}),
         (LayoutError("add up to 29"), {"refused": "invalid", "message": "add up to 29"}),
         (ChangeUnknown("no change 'x'"), {"refused": "unknown", "message": "no change 'x'"}),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from runtime.engine import nodes as nodes_module
 from runtime.engine.nodes import Migration, Nodes
 from runtime.layout import LOCAL_NODE, Layout
-from runtime.migration.errors import ChangeRefused
+from runtime.migration.errors import ChangeForbidden, ChangeRefused, GuardSilent
+from runtime.migration.guard import Permission
 from runtime.migration.journal import Journal
 from runtime.migration.stop_rule import CopyRound
 from runtime.transport.calls import CallError
@@ -20,6 +22,7 @@ from runtime.transport.channel import ChannelError
 from runtime.warm.kv_pool import KVPoolShape
 from runtime.warm.node import NodeError
 from tests.unit.runtime.engine.waiting import DEADLINE_S, eventually
+from tests.unit.runtime.migration.fake_guard import FakeGuard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -111,11 +114,13 @@ class FakeCopy:
 class Bench:
     """Nodes over fakes."""
 
-    def __init__(self, *remote: str, local: bool = True) -> None:
+    def __init__(self, *remote: str, local: bool = True, guard: FakeGuard | None = None) -> None:
         self.remote = {name: FakeNode(name) for name in remote}
         self.local: dict[str, FakeNode] = {}
         self.journal = Journal()
-        self.nodes = Nodes(self.remote.values(), self._make if local else None, self.journal)  # type: ignore[arg-type]
+        permission = None if guard is None else Permission(guard, "smollm", "head")
+        make_local = self._make if local else None
+        self.nodes = Nodes(self.remote.values(), make_local, self.journal, permission)  # type: ignore[arg-type]
 
     def _make(self, name: str) -> FakeNode:
         assert name not in self.local, "made twice"
@@ -133,10 +138,11 @@ class Bench:
 def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Bench]]:
     monkeypatch.setattr(nodes_module, "_TAKE_BACK_S", 0.01)
     monkeypatch.setattr(nodes_module, "_LOOK_AGAIN_S", 0.001)
+    monkeypatch.setattr(nodes_module, "_ASK_AGAIN_S", 0.001)
     made: list[Bench] = []
 
-    def bench(*remote: str, local: bool = True) -> Bench:
-        made.append(Bench(*remote, local=local))
+    def bench(*remote: str, **how: Any) -> Bench:
+        made.append(Bench(*remote, **how))
         return made[-1]
 
     yield bench
@@ -248,7 +254,7 @@ class TestLosses:
         bench = make("a", "b", "c")
         for name in lost:
             bench.nodes.lose(name, "gone")
-        assert str(bench.nodes.without_lost(layout(before))) == after
+        assert str(bench.nodes.placed(layout(before))) == after
 
     def test_when_all_nodes_are_lost_the_first_that_comes_back_serves(self, make):
         bench = make("a", "b")
@@ -258,7 +264,7 @@ class TestLosses:
         threading.Thread(target=bench.nodes._take_back, daemon=True).start()
         assert eventually(lambda: len(bench.events("node still lost")) == 2)
         bench["b"].failing.clear()
-        assert str(bench.nodes.without_lost(layout("3@a,3@b"))) == "6@b"
+        assert str(bench.nodes.placed(layout("3@a,3@b"))) == "6@b"
 
     def test_when_none_comes_back_there_is_nothing_left_to_try(self, make, monkeypatch):
         monkeypatch.setattr(nodes_module, "_COME_BACK_S", 0.01)
@@ -266,7 +272,7 @@ class TestLosses:
         for name in "ab":
             bench.nodes.lose(name, f"{name} is silent")
         with pytest.raises(NodeError, match="all nodes are lost: a is silent; b is silent"):
-            bench.nodes.without_lost(layout("3@a,3@b"))
+            bench.nodes.placed(layout("3@a,3@b"))
 
     @given(st.data())
     def test_whatever_is_lost_the_rest_serves_all_layers(self, data: st.DataObject):
@@ -276,7 +282,7 @@ class TestLosses:
         lost = data.draw(st.sets(st.sampled_from("abcd"), max_size=3))
         for name in lost:
             bench.nodes.lose(name, "gone")
-        left = bench.nodes.without_lost(layout(text))
+        left = bench.nodes.placed(layout(text))
         assert left.total_layers == SHAPE.layers
         assert not left.nodes & lost
 
@@ -299,6 +305,127 @@ class TestLosses:
         bench.nodes.lose("edge-1", "is silent")
         bench.nodes.close()
         assert [len(node.asked_for("close")) for node in bench.remote.values()] == [0, 1]
+
+
+class TestIntents:
+    """I5: nothing goes to a node, or over a way to one, that the guard of the intents does not allow."""
+
+    @pytest.fixture
+    def guard(self) -> FakeGuard:
+        return FakeGuard()
+
+    @pytest.mark.parametrize(
+        ("before", "lost", "forbidden", "after"),
+        [
+            ("3@a,3@b", [], [], "3@a,3@b"),
+            ("3@a,3@b", [], ["c"], "3@a,3@b"),
+            ("3@a,3@b", [], ["b"], "6@a"),
+            ("3@a,3@b", ["b"], [], "6@a"),
+            ("2@a,2@b,2@c", ["b"], ["c"], "6@a"),
+            ("6@a", ["a"], ["b"], "6@c"),
+            ("6@a", [], ["a"], "3@b,3@c"),
+            ("3@a,3@b", ["a"], ["b"], "6@c"),
+        ],
+    )
+    def test_layers_of_lost_stages_go_to_nodes_that_are_allowed(
+        self, make, guard: FakeGuard, before: str, lost: list[str], forbidden: list[str], after: str
+    ):
+        bench = make("a", "b", "c", guard=guard)
+        guard.nodes.update(forbidden)
+        for name in lost:
+            bench.nodes.lose(name, "gone")
+        assert str(bench.nodes.placed(layout(before))) == after
+
+    def test_the_way_between_two_allowed_nodes_counts_too(self, make, guard: FakeGuard):
+        bench = make("a", "b", "c", guard=guard)
+        guard.ways.update({("a", "c"), ("c", "a")})
+        bench.nodes.lose("b", "gone")
+        assert str(bench.nodes.placed(layout("2@a,2@b,2@c"))) == "6@a"
+
+    @pytest.mark.parametrize("known", [True, False], ids=["forbidden", "nobody answers"])
+    def test_without_an_allowed_node_the_pipeline_stands_and_says_why(
+        self, make, guard: FakeGuard, monkeypatch: pytest.MonkeyPatch, known: bool
+    ):
+        monkeypatch.setattr(nodes_module, "_COME_BACK_S", 0.01)
+        bench = make("a", "b", guard=guard)
+        guard.known = known
+        guard.nodes.update({"a", "b"})
+        why = "no node is left that may serve: .*a is in the US.*b is in the US" if known else "nobody allows"
+        with pytest.raises(NodeError, match=why):
+            bench.nodes.placed(layout("3@a,3@b"))
+        assert len(bench.events("no place")) == 1
+
+    def test_a_pipeline_without_a_place_goes_on_as_soon_as_it_has_one(self, make, guard: FakeGuard):
+        bench = make("a", "b", guard=guard)
+        guard.nodes.update({"a", "b"})
+
+        def allow(_: object) -> None:
+            if len(bench.events("no place")) == 1:
+                guard.nodes.discard("b")
+
+        guard.before_answer = allow
+        assert str(bench.nodes.placed(layout("6@a"))) == "6@b"
+
+    @given(st.data())
+    def test_whatever_is_forbidden_the_place_is_allowed(self, data: st.DataObject):
+        guard = FakeGuard()
+        bench = Bench(*"abcd", guard=guard)
+        counts = data.draw(st.sampled_from(["6", "3,3", "2,2,2", "1,1,1,1,1,1"])).split(",")
+        text = ",".join(f"{count}@{data.draw(st.sampled_from('abcd'))}" for count in counts)
+        names = data.draw(st.permutations("abcd"))
+        guard.nodes.update(names[: data.draw(st.integers(0, 2))])
+        guard.ways.update(data.draw(st.sets(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")))))
+        bench.nodes.lose(names[2], "gone")
+        place = bench.nodes.placed(layout(text))
+        assert not place.nodes & {names[2], *guard.nodes}
+        chain = [stage.node for stage in place.stages]
+        assert not {(one, other) for one, other in itertools.pairwise(chain) if one != other} & guard.ways
+
+    def test_what_a_forbidden_node_held_is_erased(self, make):
+        bench = make("a", "b", "c")
+        bench.nodes.lose("c", "gone")
+        assert bench.nodes.scrub_left(layout("2@a,2@b,2@c"), layout("6@a")) == []
+        assert {name: bench[name].asked_for("scrub") for name in "abc"} == {"a": [], "b": [[[2, 3]]], "c": []}
+
+    def test_a_forbidden_node_is_not_opened_and_counts_as_kept_out(self, make, guard: FakeGuard):
+        bench = make("edge-1", "edge-2", guard=guard)
+        guard.nodes.add("edge-2")
+        bench.nodes.open(lambda _: (b"tiny", None))
+        assert bench["edge-2"].asked == []
+        assert (bench.nodes.names(), bench.nodes.lost_names()) == (["edge-1"], frozenset())
+        with pytest.raises(ChangeForbidden, match="edge-2 is in the US"):
+            bench.nodes.check(layout("3@edge-1,3@edge-2"))
+        (told,) = bench.events("node kept out")
+        assert told["node"] == "edge-2"
+
+    def test_a_node_that_nobody_spoke_for_is_not_forbidden_for_good(self, make, guard: FakeGuard):
+        bench = make("edge-1", guard=guard)
+        guard.known = False
+        bench.nodes.open(lambda _: (b"tiny", None))
+        assert bench["edge-1"].asked == []
+        with pytest.raises(GuardSilent):
+            bench.nodes.check(layout("6@edge-1"))
+
+    def test_it_is_opened_when_it_is_allowed(self, make, guard: FakeGuard):
+        bench = make("edge-1", "edge-2", guard=guard)
+        guard.nodes.add("edge-2")
+        bench.nodes.open(lambda _: (b"tiny", None))
+        bench.nodes.reserve(SHAPE, [layout("6@edge-1")])
+        guard.nodes.clear()
+        assert eventually(lambda: bench.nodes.names() == ["edge-1", "edge-2"])
+        assert (len(bench["edge-2"].asked_for("open")), bench["edge-2"].lost) == (1, None)
+        bench.nodes.check(layout("3@edge-1,3@edge-2"))
+
+    def test_a_lost_node_that_is_forbidden_meanwhile_is_not_taken_back(self, make, guard: FakeGuard):
+        bench = make("edge-1", "edge-2", guard=guard)
+        bench.nodes.open(lambda _: (b"tiny", None))
+        guard.nodes.add("edge-1")
+        bench.nodes.lose("edge-1", "is silent")
+        assert eventually(lambda: bench.events("node kept out"))
+        asked = len(guard.asked)
+        assert eventually(lambda: len(guard.asked) > asked + 2)
+        assert len(bench["edge-1"].asked_for("open")) == 1
+        assert len(bench.events("node kept out")) == 1
 
 
 class TestMigration:

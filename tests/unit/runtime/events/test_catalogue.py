@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 import runtime.events
 from runtime.events import catalogue
-from runtime.events.catalogue import NodeJoined, NodeLost, ReconfigurationReport, StageReport, Type
+from runtime.events.catalogue import IntentDecided, NodeJoined, NodeLost, ReconfigurationReport, StageReport, Type
 from runtime.layout import Layout
 from runtime.migration.protocol import Fallback, Method, Step
 from tests.unit.runtime.events.samples import BAD, GOOD
@@ -23,6 +23,7 @@ CLASSES = {
     Type.RECONFIGURATION_ABORTED: ReconfigurationReport,
     Type.STAGE_PREPARED: StageReport,
     Type.STAGE_RELEASED: StageReport,
+    Type.INTENT_DECIDED: IntentDecided,
     Type.NODE_JOINED: NodeJoined,
     Type.NODE_LOST: NodeLost,
 }

@@ -110,12 +110,34 @@ async def test_who_asks_an_engine_that_has_ended_is_told_so(http, engine: FakeEn
 
 BUSY = {"refused": "busy", "message": "change-4 is under way", "change": "change-4"}
 ASLEEP = {"refused": "asleep", "message": "the pipeline sleeps"}
+GUARD_ASKED = {"refused": "guard_asked", "message": "ask again in a moment"}
 
 
 async def test_a_change_of_a_pipeline_that_sleeps_is_asked_for_until_it_is_awake(http, engine: FakeEngine):
     engine.answers = [ASLEEP, ASLEEP, RUNNING]
     response = await http.post("/reconfigurations", json={"layers": "8,12,10"})
     assert (response.status_code, len(engine.calls)) == (202, 3)
+
+
+async def test_a_change_is_asked_for_until_the_guard_of_the_intents_has_ruled(http, engine: FakeEngine):
+    engine.answers = [GUARD_ASKED, GUARD_ASKED, {"refused": "forbidden", "message": "edge-2 is in the US"}]
+    response = await http.post("/reconfigurations", json={"layers": "8,12,10"})
+    error = response.json()["error"]
+    assert (response.status_code, error["type"], error["message"]) == (422, "forbidden", "edge-2 is in the US")
+    engine.answers = [GUARD_ASKED, RUNNING]
+    assert (await http.post("/reconfigurations", json={"layers": "8,12,10"})).status_code == 202
+
+
+async def test_a_stage_is_asked_for_until_the_guard_has_ruled(http, engine: FakeEngine):
+    engine.answers = [GUARD_ASKED, {"refused": "forbidden", "message": "edge-2 is in the US"}]
+    response = await http.post("/stages/0/attach", json={"node": "edge-2"})
+    assert (response.status_code, response.json()["error"]["type"]) == (422, "forbidden")
+
+
+async def test_a_silent_guard_is_told_at_once(http, engine: FakeEngine):
+    engine.answers = [{"refused": "guard_silent", "message": "it is away"}]
+    response = await http.post("/reconfigurations", json={"layers": "8,12,10"})
+    assert (response.status_code, response.json()["error"]["type"], len(engine.calls)) == (503, "guard_silent", 1)
 
 
 async def test_a_stage_that_was_sent_away_is_told_so_when_its_function_comes(http, engine: FakeEngine):

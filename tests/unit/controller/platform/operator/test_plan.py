@@ -74,6 +74,7 @@ def condition(status: dict[str, Any], kind: str) -> tuple[str, str]:
         ({"memory": LATE, "answer": Refusal("unchanged", "m")}, None, ("True", "Serving"), SETTLED),
         ({"memory": LATE, "answer": Refusal("invalid", "m")}, None, ("False", "Refused"), SETTLED),
         ({"memory": LATE, "answer": Refusal("superseded", "m")}, None, ("False", "Superseded"), SETTLED),
+        ({"memory": LATE, "answer": Refusal("forbidden", "m")}, None, ("False", "Forbidden"), SETTLED),
         ({"memory": LATE, "answer": Refusal("busy", "m")}, None, ("Unknown", "Waiting"), None),
         ({"memory": LATE, "answer": HeadAway("Unreachable", "m")}, None, ("Unknown", "Requested"), None),
         # It was settled: it is not asked for again.
@@ -178,7 +179,7 @@ def test_ends_and_rejections_are_never_ready() -> None:
 
 _PHASES = ["serving", "planned", "copying", "asleep", "waking", "recovering", "failed"]
 _LAYOUTS = ["2,2", "1,2,1", "4"]
-_WORDS = ["invalid", "superseded", "unchanged", "busy", "access_denied", None]
+_WORDS = ["forbidden", "invalid", "superseded", "unchanged", "busy", "access_denied", None]
 _memories = st.none() | st.builds(
     Memory,
     generation=st.integers(1, 3),

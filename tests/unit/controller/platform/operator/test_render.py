@@ -106,6 +106,16 @@ def test_what_changes_live_is_in_no_template(live: dict[str, Any]) -> None:
     assert one == {name: other[name] for name in one}
 
 
+def test_the_head_has_the_guards_token_from_a_secret_if_there_is_one() -> None:
+    def variables(**spec: Any) -> dict[str, Any]:
+        pod = rendered(pipeline(**spec))["apps/v1", "StatefulSet llm-head"]["spec"]["template"]["spec"]
+        return {each["name"]: each for each in pod["containers"][0]["env"]}
+
+    assert "MIDSTREAM_GUARD_TOKEN" not in variables()
+    source = variables(privacy={"guard": "http://guard:7180"})["MIDSTREAM_GUARD_TOKEN"]["valueFrom"]
+    assert source == {"secretKeyRef": {"name": "midstream-guard", "key": "token", "optional": True}}
+
+
 def test_a_head_without_a_layout_divides_the_layers_itself() -> None:
     arguments = head_arguments(pipeline(), start(pipeline(), layers=None))
     assert [argument for argument in arguments if argument.startswith("--layers")] == []
@@ -126,6 +136,7 @@ def test_a_head_without_a_layout_divides_the_layers_itself() -> None:
         ({"scaling": {"holdRequests": 9}}, "spec.scaling.holdRequests", "--hold-requests=9"),
         ({"scaling": {"holdSeconds": 9}}, "spec.scaling.holdSeconds", "--hold-seconds=9.0"),
         ({"scaling": {"spareStages": 0}}, "spec.scaling.spareStages", "--spare-stages=0"),
+        ({"privacy": {"guard": "http://guard:7180"}}, "spec.privacy.guard", "--guard=http://guard:7180"),
         ({"engineArgs": ["--seed=1"]}, "spec.engineArgs", "--seed=1"),
     ],
 )

@@ -1,0 +1,75 @@
+"""I5 at the start and the waking of a pipeline: without permission no process is started and no node is asked."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from runtime.engine import pipeline as pipeline_module
+from runtime.engine.assembly import Assembly
+from runtime.engine.errors import EngineError
+from runtime.engine.executor import GuardSettings, PipelineSettings
+from runtime.engine.pipeline import Pipeline
+from runtime.head.serve import ServeOptions, vllm_arguments
+from runtime.layout import Layout
+from runtime.migration.errors import ChangeForbidden, GuardSilent
+from runtime.migration.guard import Permission
+from tests.unit.runtime.migration.fake_guard import FakeGuard
+
+
+class Touched(AssertionError):
+    """Something was started."""
+
+
+def touch(*_: Any, **__: Any) -> None:
+    raise Touched
+
+
+@pytest.fixture
+def guard(monkeypatch: pytest.MonkeyPatch) -> FakeGuard:
+    monkeypatch.setattr(pipeline_module, "_GUARD_S", 0.0)
+    return FakeGuard()
+
+
+@pytest.fixture
+def pipeline(guard: FakeGuard) -> Any:
+    """A pipeline whose every effect is `touch`."""
+    pipeline: Any = Pipeline.__new__(Pipeline)
+    pipeline._permission = Permission(guard, "smollm", "head")
+    pipeline._assembly = Assembly(Layout.parse("2@edge-1,2@edge-2", 4), [])
+    pipeline.fleet = SimpleNamespace(wait_preloaded=touch)
+    pipeline.nodes = SimpleNamespace(open=touch)
+    pipeline.assembler = SimpleNamespace(start=touch)
+    return pipeline
+
+
+@pytest.mark.parametrize("begin", [Pipeline.start, Pipeline._bring_stages_back], ids=["start", "wake"])
+def test_a_forbidden_layout_does_not_begin(pipeline: Any, guard: FakeGuard, begin: Any):
+    guard.nodes.add("edge-2")
+    with pytest.raises(ChangeForbidden, match="edge-2 is in the US"):
+        begin(pipeline)
+    guard.known = False
+    with pytest.raises(GuardSilent, match="it is away"):
+        begin(pipeline)
+
+
+@pytest.mark.parametrize("begin", [Pipeline.start, Pipeline._bring_stages_back], ids=["start", "wake"])
+def test_an_allowed_layout_begins(pipeline: Any, begin: Any):
+    with pytest.raises(Touched):
+        begin(pipeline)
+
+
+def test_what_serve_is_told_arrives_at_the_pipeline():
+    model: Any = SimpleNamespace(path="/m", served_name="m", origin="folder")
+    guard = {"url": "http://127.0.0.1:7180", "here": "edge-0"}
+    for given, arrives in ((guard, GuardSettings("http://127.0.0.1:7180", "edge-0")), (None, None)):
+        arguments = vllm_arguments(model, ServeOptions(guard=given), on_cpu=True)
+        told = json.loads(arguments[arguments.index("--additional-config") + 1])["midstream"]
+        assert msgspec.convert(told, PipelineSettings).guard == arrives
+
+
+def test_the_address_of_the_guard_is_checked_before_the_start():
+    with pytest.raises(EngineError, match="is none such as"):
+        GuardSettings("edge-1:7180", "head").permission("smollm", {})
