@@ -314,6 +314,11 @@ class Migration:
             sum(copied.stale_bytes for copied in rounds),
         )
 
+    def pace(self, bytes_per_second: float | None) -> None:
+        """Copy at most so many bytes per second in all from now on, also in a round under way; None for no limit."""
+        for leg in self._legs:
+            leg.copy.pace(None if bytes_per_second is None else bytes_per_second / len(self._legs))
+
     def stale_bytes(self) -> int:
         """Bytes that a round would send now."""
         return sum(leg.copy.stale_bytes() for leg in self._legs)

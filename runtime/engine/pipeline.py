@@ -33,6 +33,7 @@ from runtime.engine.spares import SpareStages
 from runtime.engine.stage_process import PoolBinding, run_stage
 from runtime.layout import LOCAL_NODE, Layout
 from runtime.migration.coordinator import ChangeEffects, Coordinator, Cost, Leases
+from runtime.migration.copy_pace import PacedCopy
 from runtime.migration.errors import ChangeRefused, ChangeUnneeded, NotMovableError
 from runtime.migration.journal import Journal
 from runtime.migration.protocol import Carry, Failed
@@ -120,6 +121,7 @@ class Pipeline(ChangeEffects):
         self._phase_word, self._phase_lock = open_phase_word(), threading.Lock()
         self._carried_before = 0
         self._migration: Migration | None = None
+        self._paced: PacedCopy  # what is copied for the change under way
         self._abandoned_epoch: int | None = None  # while a change is undone
         self._stopped = False  # the change under way shall end
         self._assembly = Assembly(layout, [])
@@ -231,6 +233,7 @@ class Pipeline(ChangeEffects):
         """Bring up the new stages of `target` beside the serving ones, keep the others; return the chain's epoch."""
         old = self._assembly
         self._stopped = False
+        self._paced = PacedCopy(self.dispatcher.rhythm)
         self._reserve(old.layout, target)
         reusable = {role_of(old.layout, rank): stage for rank, stage in enumerate(old.stages)}
         assembly = self._target = Assembly(target, [])
@@ -252,12 +255,14 @@ class Pipeline(ChangeEffects):
         assembly.chain = self.assembler.connect(assembly.layout, assembly.stages)
         self._migration = self.nodes.copy(f"{self.fleet.pipeline}.{assembly.chain.epoch}", old.layout, target)
         if self._migration is not None:
-            cost.peak_extra_bytes += self._migration.stale_bytes()
+            stale = self._migration.stale_bytes()
+            self._paced.begin(stale)
+            cost.peak_extra_bytes += stale
         return assembly.chain.epoch
 
     def copy_stale(self, cost: Cost) -> CopyRound:
         """Copy what is stale of the layers that change their node, once."""
-        copied = self._migration_of_change().round()
+        copied = self._paced.round(self._migration_of_change())
         cost.bytes_moved += copied.sent_bytes
         return copied
 

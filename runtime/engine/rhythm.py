@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _KEPT_GAPS = 8192
 _GAPS_BEFORE = 100
+_MUCH_LONGER = 2.5
 
 
 class Rhythm:
@@ -52,6 +53,19 @@ class Rhythm:
         """There is no request any more."""
         with self._lock:
             self._since = None
+
+    def latest_s(self, seconds: float) -> float | None:
+        """Return the mean gap within the last so many seconds; None without any.
+
+        Gaps much longer than most are left out: a prompt was computed, say.
+        """
+        since = self._clock() - seconds
+        with self._lock:
+            gaps = [end - begin for begin, end in self._gaps if begin >= since]
+        if not gaps:
+            return None
+        longest = _MUCH_LONGER * statistics.median(gaps)
+        return statistics.fmean(gap for gap in gaps if gap <= longest)
 
     def pause_ms(self, since: float, until: float) -> float | None:
         """Return by how much the largest gap that touches [since, until] exceeds the median of those before, in ms.

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from runtime.warm.kv_pool import KVPool
 
 _ANSWER_S = 60.0
+_AT_ONCE_BYTES = 1 << 20
 
 
 class KVSender:
@@ -66,7 +67,8 @@ class KVSender:
         self._gateway, self._host, self._calls = gateway, host, calls
         self._source = KVSource(pool, layers)
         self._sent_bytes = 0
-        self._stopped = self._urgent = False
+        self._stopped = self._urgent = self._hurries = False
+        self._wanted_pace: float | None = None
         self._waits_for: int | None = None  # the number of the call that a round waits for
         self._breaks = gateway.bulk_breaks(host)
         self._call("kv_expect", layers=list(layers), layout=self._source.layout_digest)
@@ -75,14 +77,26 @@ class KVSender:
         """Bytes that a round would send now."""
         return self._source.stale_bytes()
 
+    def pace(self, bytes_per_second: float | None) -> None:
+        """Send at most so many bytes per second from now on; None for as many as possible."""
+        self._wanted_pace = bytes_per_second
+        self._set_pace()
+
+    def _set_pace(self) -> None:
+        self._gateway.pace_bulk(self._host, self.copy, None if self._hurries else self._wanted_pace)
+
     def round(self) -> CopyRound:
         """Send everything that is stale now and wait until it is applied.
+
+        A little is sent without regard to the pace: it is over in no time, and its time tells what the link carries.
 
         Raises:
             CallError: the target refused, failed or is gone.
             ChannelError: the link is down.
 
         """
+        self._hurries = self.stale_bytes() <= _AT_ONCE_BYTES
+        self._set_pace()
         started = time.perf_counter()
         sent = 0
         self._check()
@@ -123,12 +137,14 @@ class KVSender:
     def stop(self) -> None:
         """Let a round that is under way fail, and every later one."""
         self._stopped = True
+        self.pace(None)
         number = self._waits_for
         if number is not None:
             self._calls.cancel(number, self._why_stopped())
 
     def end(self) -> None:
         """Tell the target that nothing more comes."""
+        self.pace(None)
         self._call("kv_end")
 
     def _check(self) -> None:

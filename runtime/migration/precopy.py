@@ -253,6 +253,9 @@ class PreCopy:
         """Compare both sides' tables (I2): {layer: blocks that differ}, empty when the target holds everything."""
         return self._to.mismatches(self._from.tables())
 
+    def pace(self, bytes_per_second: float | None) -> None:
+        """Copying within one process takes no more than a moment at any pace."""
+
     def stop(self) -> None:
         """A round within one process is over before it could be stopped."""
 

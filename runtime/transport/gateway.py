@@ -107,6 +107,7 @@ class Gateway:
         self._links: dict[str, LinkSender] = {}
         self._bulk: dict[str, LinkSender] = {}
         self._bulk_breaks: Counter[str] = Counter()
+        self._paces: dict[str, dict[str, float]] = {}  # of bulk, by host and by whoever wants it
         self._forwarders: dict[str, threading.Thread] = {}
         self._closing = False
         try:
@@ -148,10 +149,29 @@ class Gateway:
 
     def send_bulk(self, host: str, frame: Frame, buffers: Sequence[Buffer]) -> None:
         """Send a frame to the node runtime of a host on its bulk link; raises ChannelError."""
-        link, outdated = self._current(self._bulk, host, self._lose_bulk, self._bulk_rate, 4 << 20)
+        link, outdated = self._current(self._bulk, host, self._lose_bulk, self._pace_to(host), 1 << 20)
         if outdated is not None:
             outdated.close()
         _send(link, BULK, pack(frame, buffers))
+
+    def pace_bulk(self, host: str, owner: str, bytes_per_second: float | None) -> None:
+        """Send bulk to a host at this pace as far as `owner` is concerned: the slowest of all owners' paces counts.
+
+        None: `owner` does not care (any more). The limit of this host holds in any case.
+        """
+        with self._lock:
+            paces = self._paces.setdefault(host, {})
+            if bytes_per_second is None:
+                paces.pop(owner, None)
+            else:
+                paces[owner] = bytes_per_second
+            link = self._bulk.get(host)
+        if link is not None:
+            link.pace(self._pace_to(host))
+
+    def _pace_to(self, host: str) -> float | None:
+        limits = [*self._paces.get(host, {}).values(), *([self._bulk_rate] if self._bulk_rate is not None else [])]
+        return min(limits, default=None)
 
     def bulk_breaks(self, host: str) -> int:
         """Return how often the bulk link to a host broke; each time, what was on its way was lost."""

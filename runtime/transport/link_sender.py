@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import select
 import socket
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from runtime.transport.identity import Identity
 
 _WRITE_BYTES = 1 << 16
+_PACED_BYTES = 1 << 15
+_BURST_S = 0.02
 _RETRY_AFTER_S = 1.0
 _TICK_S = 0.25
 
@@ -143,6 +144,18 @@ class LinkSender:
                 raise ChannelError(
                     f"{self._queued_bytes} bytes for {self.peer.name} were not sent within {timeout_s:g} s"
                 )
+
+    def pace(self, bytes_per_second: float | None) -> None:
+        """Send at most so many bytes per second from now on; None for as many as possible.
+
+        Raises:
+            ValueError: `bytes_per_second` is not positive.
+
+        """
+        with self._condition:
+            self._pace.set(bytes_per_second)
+            if self._wakeup >= 0:  # it may be waiting for its turn at another pace
+                os.eventfd_write(self._wakeup, 1)
 
     def close(self) -> None:
         """Close the link and end its thread; what was not sent yet is dropped."""
@@ -352,25 +365,39 @@ class _Wire:
 
 
 class _Pace:
-    """A token bucket: `bytes_per_second` on average, with bursts of a tenth of a second."""
+    """A token bucket: `bytes_per_second` on average, in chunks that are small beside what a link carries at once.
+
+    Small, because a receiver on a busy machine handles a chunk in one go. It may be set by another thread: what is read
+    here together is one tuple.
+    """
 
     def __init__(self, bytes_per_second: float | None) -> None:
+        self._at, self._tokens = time.monotonic(), 0.0
+        self.set(bytes_per_second)
+
+    def set(self, bytes_per_second: float | None) -> None:
+        """Change the rate; raises ValueError."""
         if bytes_per_second is not None and bytes_per_second <= 0:
             raise ValueError(f"bytes_per_second is {bytes_per_second}, but a link needs more than 0 (None: no limit)")
-        self._rate = bytes_per_second
-        self._burst = math.inf if bytes_per_second is None else max(1.0, bytes_per_second / 10)
-        self._tokens, self._at = self._burst, time.monotonic()
-        self.chunk_bytes = int(min(_WRITE_BYTES, self._burst))
+        chunk = _WRITE_BYTES if bytes_per_second is None else int(max(1.0, min(_PACED_BYTES, bytes_per_second / 10)))
+        self._setting = bytes_per_second, chunk
+
+    @property
+    def chunk_bytes(self) -> int:
+        """How many bytes to send at once."""
+        return self._setting[1]
 
     def delay_s(self, count: int) -> float:
         """Take `count` tokens and return 0, or return the seconds until there are enough."""
-        if self._rate is None:
+        rate, chunk = self._setting
+        if rate is None:
             return 0.0
         now = time.monotonic()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        burst = max(chunk, count, rate * _BURST_S)
+        self._tokens = min(burst, self._tokens + (now - self._at) * rate)
         self._at = now
         if self._tokens < count:
-            return (count - self._tokens) / self._rate
+            return (count - self._tokens) / rate
         self._tokens -= count
         return 0.0
 

@@ -49,6 +49,9 @@ class KVCopy(Protocol):
     def finish(self) -> tuple[int, Mapping[int, int]]:
         """Copy what is stale, now that nothing writes any more; returns the bytes, and what differs then (I2)."""
 
+    def pace(self, bytes_per_second: float | None) -> None:
+        """Copy at most so many bytes per second from now on, also in a round that is under way; None for no limit."""
+
     def stop(self) -> None:
         """Let a round that is under way fail soon."""
 

@@ -19,6 +19,7 @@ recently goes first.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import shutil
 import signal
@@ -180,6 +181,7 @@ class NodeDaemon:
             "copy_round": self._copy_round,
             "copy_stale": lambda hosted, arguments: self._copy(hosted, arguments).stale_bytes(),
             "copy_finish": lambda hosted, arguments: self._copy(hosted, arguments).finish(),
+            "copy_pace": lambda hosted, arguments: self._copy(hosted, arguments).pace(_pace(arguments)),
             "copy_stop": lambda hosted, arguments: self._copy(hosted, arguments).stop(),
             "copy_end": self._copy_end,
             "copy_allow": self._copy_allow,
@@ -267,7 +269,10 @@ class NodeDaemon:
         if method is None:
             raise FrameError(f"unknown order {frame.method!r}")
         self._keep(hosted)
-        if frame.method == "copy_stop":  # at once: the rounds that it is to stop may keep all threads busy
+        if frame.method in {
+            "copy_stop",
+            "copy_pace",
+        }:  # at once: rounds may keep all threads busy
             answered(lambda: method(hosted, arguments))
             return
         with contextlib.suppress(RuntimeError):  # closed meanwhile
@@ -566,6 +571,14 @@ def _copy_name(hosted: _Hosted, arguments: dict[str, Any]) -> str:
     if not copy.startswith(f"{hosted.name}."):
         raise NodeError(f"copy {copy!r} is none of pipeline {hosted.name}")
     return copy
+
+
+def _pace(arguments: dict[str, Any]) -> float | None:
+    """Read how many bytes per second a copy may send; None for no limit."""
+    pace: float | None = _convert(arguments.get("bytes_per_second"), float | None)
+    if pace is not None and not 0 < pace < math.inf:
+        raise NodeError(f"a copy cannot be made at {pace} bytes per second")
+    return pace
 
 
 def _layers(hosted: _Hosted, arguments: dict[str, Any]) -> list[int]:

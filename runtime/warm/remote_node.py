@@ -68,6 +68,11 @@ class RemoteNode:
             {"pipeline": self._pipeline, **arguments},
         )
 
+    def tell(self, method: str, /, **arguments: Any) -> None:
+        """Call the node runtime without waiting for what it answers."""
+        if self.lost is None:
+            self._send(method, arguments)
+
     def wait_reachable(self, timeout_s: float) -> None:
         """Wait until the node runtime can be reached; raises ChannelError when `timeout_s` seconds passed first."""
         deadline = time.monotonic() + timeout_s
@@ -106,8 +111,7 @@ class RemoteNode:
 
     def kill(self, stage: str) -> None:
         """End a stage process. Does not wait."""
-        if self.lost is None:
-            self._send("kill", {"stage": stage})
+        self.tell("kill", stage=stage)
 
     def scrub(self, layers: Sequence[int]) -> None:
         """Erase the KV of some layers."""
@@ -151,6 +155,9 @@ class _RemoteCopy:
     def finish(self) -> tuple[int, Mapping[int, int]]:
         sent, differing = self._source.call("copy_finish", 600.0, copy=self._copy)
         return sent, differing
+
+    def pace(self, bytes_per_second: float | None) -> None:
+        self._source.tell("copy_pace", copy=self._copy, bytes_per_second=bytes_per_second)
 
     def stop(self) -> None:
         self._source.call("copy_stop", copy=self._copy)
