@@ -122,6 +122,7 @@ class Pipeline(ChangeEffects):
         self._carried_before = 0
         self._migration: Migration | None = None
         self._paced: PacedCopy  # what is copied for the change under way
+        self._copied_is_mapped = False
         self._abandoned_epoch: int | None = None  # while a change is undone
         self._stopped = False  # the change under way shall end
         self._assembly = Assembly(layout, [])
@@ -233,7 +234,7 @@ class Pipeline(ChangeEffects):
         """Bring up the new stages of `target` beside the serving ones, keep the others; return the chain's epoch."""
         old = self._assembly
         self._stopped = False
-        self._paced = PacedCopy(self.dispatcher.rhythm)
+        self._paced, self._copied_is_mapped = PacedCopy(self.dispatcher.rhythm), False
         self._reserve(old.layout, target)
         reusable = {role_of(old.layout, rank): stage for rank, stage in enumerate(old.stages)}
         assembly = self._target = Assembly(target, [])
@@ -261,10 +262,23 @@ class Pipeline(ChangeEffects):
         return assembly.chain.epoch
 
     def copy_stale(self, cost: Cost) -> CopyRound:
-        """Copy what is stale of the layers that change their node, once."""
+        """Copy what is stale of the layers that change their node, once.
+
+        After the first time, which copies most, the new stages map what came: else they would do it during the pause.
+        """
+        if cost.bytes_moved and not self._copied_is_mapped:
+            self._map_copied()
         copied = self._paced.round(self._migration_of_change())
         cost.bytes_moved += copied.sent_bytes
         return copied
+
+    def _map_copied(self) -> None:
+        self._copied_is_mapped = True
+        target = self._target
+        new = [stage for stage in target.stages if stage.name not in target.kept] if target else []
+        calls = [(stage, self.fleet.call_async(stage, "map_kv")) for stage in new]
+        for stage, future in calls:
+            self.fleet.answer(future, _CALL_TIMEOUT_S, stage, "map_kv")
 
     def switch(self, cost: Cost, carry: Carry, hold_s: float) -> bool:
         """Flip the route to the prepared chain between two batches."""

@@ -163,6 +163,7 @@ class StageProcess:
             "prepare": self._prepare,
             "bind": self._bind,
             "route": self._route,
+            "map_kv": self._map_kv,
             "unroute": self._unroute,
             "release": self._release,
             "worker": self._call_worker,
@@ -337,6 +338,10 @@ class StageProcess:
         if route.next not in self._outboxes:
             self._outboxes[route.next] = self._home.outbox(self._context, route.next)
         self._routes[route.epoch] = _Route(route.role, route.next, self._outboxes[route.next])
+
+    def _map_kv(self, _: object) -> None:
+        """Map what was copied into the pool since the last route was set, before anybody waits for this stage."""
+        _in_background(self._ready_worker().map_kv, 1, self._cores)
 
     def _unroute(self, arguments: dict[str, Any]) -> None:
         """Stop serving `epoch`, or every one if it is None: its frames are rejected from now on.

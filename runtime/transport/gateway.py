@@ -9,7 +9,10 @@ Processes never hold keys. What comes from outside is checked before any process
 message is a frame of the protocol, its receiver is one that this host has admitted. A peer that sends anything else is
 cut off (`LinkListener` does it when a handler raises FrameError), with the reason in the log.
 
-Bulk (KV, weights) has a link of its own to each host, so that it never stands in the way of a batch.
+Bulk (KV, weights) has a link of its own to each host, so that it never stands in the way of a batch. Its threads have
+the priority of all others: one with less, put aside while it held the interpreter, would make those that forward
+batches wait for it (up to 200 ms, measured on two busy cores). What bulk takes from others is bounded by its pace.
+
 A host is lost when a link to it breaks or nothing comes from it any more.
 """
 
@@ -33,7 +36,6 @@ from runtime.transport.frames import Call, FrameError, pack, unpack
 from runtime.transport.identity import IdentityError
 from runtime.transport.link_listener import LinkListener
 from runtime.transport.link_sender import LinkSender
-from runtime.transport.priority import give_way
 from runtime.transport.record import RecordError
 
 if TYPE_CHECKING:
@@ -44,9 +46,6 @@ if TYPE_CHECKING:
 
 NODE = "node"
 """Who takes the orders and the KV that come to a host."""
-
-BULK = "bulk"
-"""The same, for what must not take the processor from others."""
 
 HELLO = "hello"
 """The call that says nothing, and needs no answer."""
@@ -152,7 +151,7 @@ class Gateway:
         link, outdated = self._current(self._bulk, host, self._lose_bulk, self._pace_to(host), 1 << 20)
         if outdated is not None:
             outdated.close()
-        _send(link, BULK, pack(frame, buffers))
+        _send(link, NODE, pack(frame, buffers))
 
     def pace_bulk(self, host: str, owner: str, bytes_per_second: float | None) -> None:
         """Send bulk to a host at this pace as far as `owner` is concerned: the slowest of all owners' paces counts.
@@ -210,7 +209,6 @@ class Gateway:
                     bytes_per_second=rate,
                     queue_bytes=queue_bytes,
                     on_down=lambda reason: on_down(host, reason),
-                    gives_way=links is self._bulk,
                 )
             except IdentityError as error:
                 raise ChannelError(str(error)) from error
@@ -274,9 +272,7 @@ class Gateway:
 
     def _on_message(self, peer: Peer, destination: str, parts: list[memoryview]) -> None:
         frame, buffers = unpack(parts)
-        if destination == BULK:
-            give_way()  # this thread has nothing to do but this link
-        if destination in {NODE, BULK}:
+        if destination == NODE:
             self._on_node_frame(peer, frame, buffers)
             return
         with self._lock:

@@ -22,7 +22,6 @@ from runtime.transport.identity import (
     shown_fingerprint,
 )
 from runtime.transport.link import GREETING, HELLO, read_exactly
-from runtime.transport.priority import give_way
 from runtime.transport.record import MAGIC, VERSION, Limits, OutgoingRecord, RecordError
 
 if TYPE_CHECKING:
@@ -43,8 +42,7 @@ class LinkSender:
 
     When the link breaks, what was queued or under way is lost, `on_down(reason)` is called once, on the link's own
     thread, and the next `send` opens a new link once `on_down` returned. `on_down` must not send on this link. A link
-    that cannot be opened is told to who sends, not to `on_down`: no message was accepted. With `gives_way`, its thread
-    runs when others do not want the processor.
+    that cannot be opened is told to who sends, not to `on_down`: no message was accepted.
 
     Raises:
         ChannelError: no address is known for `peer`.
@@ -62,7 +60,6 @@ class LinkSender:
         queue_bytes: int = 64 << 20,
         bytes_per_second: float | None = None,
         on_down: Callable[[str], None] | None = None,
-        gives_way: bool = False,
     ) -> None:
         if peer.address is None:
             raise ChannelError(f"no address is known for {peer.name}; enrol it again with host:port")
@@ -71,7 +68,6 @@ class LinkSender:
         self._limits = limits or Limits()
         self._queue_bytes = queue_bytes
         self._on_down = on_down
-        self._gives_way = gives_way
         self._context = client_context(identity, peer)
         self._hello = HELLO.pack(MAGIC, VERSION, os.urandom(16))
         self._pace = _Pace(bytes_per_second)
@@ -189,8 +185,6 @@ class LinkSender:
 
     def _run(self) -> None:
         """Open the link whenever it is wanted, and serve it."""
-        if self._gives_way:
-            give_way()
         try:
             while True:
                 with self._condition:
@@ -381,6 +375,11 @@ class _Pace:
             raise ValueError(f"bytes_per_second is {bytes_per_second}, but a link needs more than 0 (None: no limit)")
         chunk = _WRITE_BYTES if bytes_per_second is None else int(max(1.0, min(_PACED_BYTES, bytes_per_second / 10)))
         self._setting = bytes_per_second, chunk
+
+    @property
+    def bytes_per_second(self) -> float | None:
+        """The rate; None without a limit."""
+        return self._setting[0]
 
     @property
     def chunk_bytes(self) -> int:

@@ -38,7 +38,6 @@ from runtime.transport.address import Neighbourhood
 from runtime.transport.channel import ChannelError
 from runtime.transport.frames import Call, Ended, FrameError, Lost
 from runtime.transport.gateway import Gateway
-from runtime.transport.priority import in_background
 from runtime.transport.socket_folder import SocketFolder
 from runtime.warm.kv_pool import KVPoolShape
 from runtime.warm.model_fetch import ModelFetch, ModelOrder
@@ -401,7 +400,7 @@ class NodeDaemon:
             sender.stop()
 
     def _copy_round(self, hosted: _Hosted, arguments: dict[str, Any]) -> tuple[int, float, int]:
-        copied = in_background(self._copy(hosted, arguments).round)
+        copied = self._copy(hosted, arguments).round()
         return copied.sent_bytes, copied.seconds, copied.stale_bytes
 
     def _copy_end(self, hosted: _Hosted, arguments: dict[str, Any]) -> None:

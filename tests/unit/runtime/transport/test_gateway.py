@@ -373,5 +373,5 @@ def test_a_slow_link_is_slow_for_bulk_alone(host):
     introduce(edge, cloud)
     cloud.gateway.send_bulk("edge-1", KVTokens("c"), [b"", b""])
     cloud.gateway.send("edge-1", NODE, ORDER, [b""])
-    rates = [links["edge-1"]._pace._rate for links in (cloud.gateway._bulk, cloud.gateway._links)]
+    rates = [links["edge-1"]._pace.bytes_per_second for links in (cloud.gateway._bulk, cloud.gateway._links)]
     assert rates == [1 << 20, None]
