@@ -83,6 +83,7 @@ class FakeCopy:
         self.layers = layers
         self.sizes = iter((100, 10, 0))
         self.stopped = self.ended = False
+        self.paces: list[float | None] = []
         self.gate: threading.Barrier | None = None
         self.failing: dict[str, Exception] = {}
 
@@ -95,6 +96,9 @@ class FakeCopy:
             self.gate.wait(DEADLINE_S)
         self._maybe_fail("round")
         return CopyRound(next(self.sizes) * len(self.layers), 0.0, 3)
+
+    def pace(self, bytes_per_second: float | None) -> None:
+        self.paces.append(bytes_per_second)
 
     def stale_bytes(self) -> int:
         return 100 * len(self.layers)
@@ -457,6 +461,14 @@ class TestMigration:
         first, second = migration.round(), migration.round()
         assert [(copied.sent_bytes, copied.stale_bytes) for copied in (first, second)] == [(600, 6), (60, 6)]
         assert migration.finish() == (14, {1: 1, 3: 1, 5: 1})
+        migration.end()
+
+    def test_the_copies_share_the_pace(self, make):
+        migration = make("a", "b").nodes.copy("p.1", layout("3@a,3@b"), layout("3@b,3@a"))
+        assert migration is not None
+        for pace in (8e6, None):
+            migration.pace(pace)
+        assert [leg.copy.paces for leg in migration._legs] == [[4e6, None]] * 2
         migration.end()
 
     def test_a_round_fails_with_the_error_of_a_copy(self, make):

@@ -67,3 +67,19 @@ def test_a_faster_change_is_no_negative_pause(rhythm: Rhythm, clock: Clock):
     since = clock.now + 0.001
     answer(rhythm, clock, 0.01, 0.01)
     assert rhythm.pause_ms(since, clock.now) == 0.0
+
+
+class TestLatest:
+    def test_it_is_the_mean_of_the_gaps_within_that_time(self, rhythm: Rhythm, clock: Clock):
+        answer(rhythm, clock, 0.5, 0.03, 0.05)
+        assert rhythm.latest_s(0.1) == pytest.approx(0.04)
+
+    def test_a_gap_much_longer_than_most_is_left_out(self, rhythm: Rhythm, clock: Clock):
+        answer(rhythm, clock, 0.03, 0.03, 0.03, 0.2, 0.05)
+        assert rhythm.latest_s(10) == pytest.approx(0.035)
+
+    def test_there_is_none_without_answers_in_that_time(self, rhythm: Rhythm, clock: Clock):
+        assert rhythm.latest_s(10) is None
+        answer(rhythm, clock, 0.03)
+        clock.now += 1
+        assert rhythm.latest_s(0.5) is None

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -425,6 +426,49 @@ class TestEnds:
         go_on.set()
         assert isinstance(error, CallError)
         assert str(error) == "copy 'c' was stopped"
+
+    def test_a_round_keeps_to_a_pace_that_can_be_changed_while_it_runs(self, pair, monkeypatch):
+        monkeypatch.setattr(kv_transfer, "_AT_ONCE_BYTES", 0)
+        source, target = pair
+        fill(source.pool)
+        target.allow(source)
+        sender = source.send_to(target)
+        sender.pace(1.0)
+        outcome = in_background(sender.round)
+        with pytest.raises(queue.Empty):
+            outcome.get(timeout=0.05)
+        sender.pace(None)  # else it would take a day
+        assert outcome.get(timeout=DEADLINE_S).stale_bytes == 0
+        assert held_alike(source.pool, target.pool)
+
+    @pytest.mark.parametrize("end", [KVSender.stop, KVSender.end])
+    def test_a_copy_that_is_over_holds_nobody_back(self, pair, end):
+        source, target = pair
+        target.allow(source)
+        sender = source.send_to(target)
+        sender.pace(1.0)
+        assert source.gateway._paces == {"cloud-1": {"c": 1.0}}
+        end(sender)
+        assert source.gateway._paces == {"cloud-1": {}}
+
+    def test_a_little_is_sent_at_once_at_any_pace(self, pair):
+        source, target = pair
+        fill(source.pool)
+        target.allow(source)
+        sender = source.send_to(target)
+        sender.pace(1.0)
+        assert sender.round().seconds < DEADLINE_S
+
+    def test_the_last_round_takes_the_way_of_batches_which_has_no_pace(self, pair, monkeypatch):
+        monkeypatch.setattr(kv_transfer, "_AT_ONCE_BYTES", 0)
+        source, target = pair
+        fill(source.pool)
+        target.allow(source)
+        sender = source.send_to(target)
+        sender.pace(1.0)
+        sent, differing = sender.finish()
+        assert sent > 0
+        assert differing == {}
 
     def test_a_link_that_breaks_in_the_middle_of_a_round_ends_it_with_the_reason(self, pair, monkeypatch):
         source, target = pair

@@ -375,3 +375,23 @@ def test_a_slow_link_is_slow_for_bulk_alone(host):
     cloud.gateway.send("edge-1", NODE, ORDER, [b""])
     rates = [links["edge-1"]._pace.bytes_per_second for links in (cloud.gateway._bulk, cloud.gateway._links)]
     assert rates == [1 << 20, None]
+
+
+def test_the_slowest_pace_counts_and_none_is_above_the_limit_of_the_host(host):
+    edge, cloud = host("edge-1"), host("cloud-1", bulk_bytes_per_second=1 << 20)
+    introduce(edge, cloud)
+
+    def paced() -> float | None:
+        return cloud.gateway._bulk["edge-1"]._pace.bytes_per_second
+
+    cloud.gateway.pace_bulk("edge-1", "c", 4096.0)  # before there is a link
+    cloud.gateway.send_bulk("edge-1", KVTokens("c"), [b"", b""])
+    assert paced() == 4096
+    cloud.gateway.pace_bulk("edge-1", "d", 8192.0)
+    assert paced() == 4096
+    cloud.gateway.pace_bulk("edge-1", "c", None)
+    assert paced() == 8192
+    cloud.gateway.pace_bulk("edge-1", "d", 1 << 30)
+    assert paced() == 1 << 20
+    cloud.gateway.pace_bulk("edge-1", "d", None)
+    assert paced() == 1 << 20

@@ -654,6 +654,14 @@ class TestBackPressure:
         assert seconds[1] > 0.7  # 4 MiB at 4 MB/s, less a first burst
         assert seconds[1] > 3 * seconds[0]
 
+    def test_a_new_pace_counts_at_once_also_for_what_is_under_way(self, receiver: Receiver, edge: Identity, dial: Sent):
+        receiver.enrol(edge)
+        sender = dial(edge, receiver.as_peer(), bytes_per_second=1.0)
+        sender.send("head", [bytes(1 << 20)])
+        assert receiver.messages.empty()
+        sender.pace(None)  # else it would take twelve days
+        assert len(receiver.next_message()[2][0]) == 1 << 20
+
     @pytest.mark.parametrize("rate", [0, -1.0])
     def test_a_rate_at_which_nothing_would_ever_be_sent_is_refused(
         self, receiver: Receiver, edge: Identity, rate: float

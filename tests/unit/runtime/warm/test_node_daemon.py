@@ -392,9 +392,25 @@ class TestCopies:
             with pytest.raises(RuntimeError, match="was stopped"):
                 future.result(DEADLINE_S)
 
+    @pytest.mark.parametrize("pace", [0, -1.0, float("inf"), float("nan"), "fast"])
+    def test_a_pace_that_makes_no_sense_is_refused(self, copying, pace):
+        _, _, _, source, target = copying
+        target.allow_copy("p1.1.0", "edge-1")
+        source.copy_to(target, "p1.1.0", [1])
+        with pytest.raises(NodeError, match=r"bytes per second|malformed"):
+            source.call("copy_pace", copy="p1.1.0", bytes_per_second=pace)
+
+    def test_a_copy_is_paced_while_it_runs(self, copying):
+        boss, here, _, source, target = copying
+        target.allow_copy("p1.1.0", "edge-1")
+        copy = source.copy_to(target, "p1.1.0", [1])
+        boss.tell(here, "stage-at-edge-1", "write", blocks=list(range(1, 16)))
+        copy.pace(1e6)
+        assert copy.round().stale_bytes == 0
+
     def test_a_copy_that_nobody_began_is_named(self, copying):
         _, _, _, source, _ = copying
-        for method in ("copy_round", "copy_stale", "copy_finish", "copy_stop"):
+        for method in ("copy_round", "copy_stale", "copy_finish", "copy_stop", "copy_pace"):
             with pytest.raises(NodeError, match=r"no copy 'p1\.9' was begun"):
                 source.call(method, copy="p1.9")
 
