@@ -142,16 +142,13 @@ class LinkSender:
                 )
 
     def pace(self, bytes_per_second: float | None) -> None:
-        """Send at most so many bytes per second from now on; None for as many as possible.
+        """Send at most so many bytes per second, also of what is under way; None for as many as possible.
 
         Raises:
             ValueError: `bytes_per_second` is not positive.
 
         """
-        with self._condition:
-            self._pace.set(bytes_per_second)
-            if self._wakeup >= 0:  # it may be waiting for its turn at another pace
-                os.eventfd_write(self._wakeup, 1)
+        self._pace.set(bytes_per_second)
 
     def close(self) -> None:
         """Close the link and end its thread; what was not sent yet is dropped."""

@@ -654,7 +654,7 @@ class TestBackPressure:
         assert seconds[1] > 0.7  # 4 MiB at 4 MB/s, less a first burst
         assert seconds[1] > 3 * seconds[0]
 
-    def test_a_new_pace_counts_at_once_also_for_what_is_under_way(self, receiver: Receiver, edge: Identity, dial: Sent):
+    def test_a_new_pace_counts_also_for_what_is_under_way(self, receiver: Receiver, edge: Identity, dial: Sent):
         receiver.enrol(edge)
         sender = dial(edge, receiver.as_peer(), bytes_per_second=1.0)
         sender.send("head", [bytes(1 << 20)])
