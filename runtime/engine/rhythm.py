@@ -59,9 +59,21 @@ class Rhythm:
 
         Gaps much longer than most are left out: a prompt was computed, say.
         """
-        since = self._clock() - seconds
+        now = self._clock()
+        return self._mean_s(now - seconds, now)
+
+    def undisturbed_s(self, seconds: int) -> float | None:
+        """Return the least mean gap in any of the last so many seconds, taken one by one; None without any.
+
+        What else uses the machine comes and goes: the second that it disturbed least is the one to compare with.
+        """
+        now = self._clock()
+        means = [self._mean_s(now - ago, now - ago + 1) for ago in range(seconds, 0, -1)]
+        return min((mean for mean in means if mean is not None), default=None)
+
+    def _mean_s(self, since: float, until: float) -> float | None:
         with self._lock:
-            gaps = [end - begin for begin, end in self._gaps if begin >= since]
+            gaps = [end - begin for begin, end in self._gaps if begin >= since and end <= until]
         if not gaps:
             return None
         longest = _MUCH_LONGER * statistics.median(gaps)

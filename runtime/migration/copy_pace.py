@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from runtime.migration.stop_rule import CopyRound
 
-_USUAL_OF_S = 5.0
+_USUAL_OF_S = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,9 @@ class Answers(Protocol):
     def latest_s(self, seconds: float) -> float | None:
         """Return the usual time between two answers in the last so many seconds; None without any."""
 
+    def undisturbed_s(self, seconds: int) -> float | None:
+        """Return the same for the best of the last so many seconds."""
+
 
 class PacedCopy:
     """The copying of one change. Made before anything of it disturbs decoding.
@@ -97,7 +100,7 @@ class PacedCopy:
 
     def __init__(self, answers: Answers, rule: PaceRule | None = None, period_s: float = 0.5) -> None:
         self._answers, self._rule, self._period_s = answers, rule or PaceRule(), period_s
-        self._usual_s = answers.latest_s(_USUAL_OF_S)
+        self._usual_s = answers.undisturbed_s(_USUAL_OF_S)
         self._pace: float | None = None
         self._stale_bytes, self._stale_per_s = 0, 0.0
 

@@ -83,3 +83,9 @@ class TestLatest:
         answer(rhythm, clock, 0.03)
         clock.now += 1
         assert rhythm.latest_s(0.5) is None
+
+    def test_what_disturbed_one_second_is_not_in_the_best_of_them(self, rhythm: Rhythm, clock: Clock):
+        assert rhythm.undisturbed_s(3) is None
+        answer(rhythm, clock, *[0.125] * 8, *[0.25] * 4, *[0.5] * 2)
+        assert rhythm.undisturbed_s(3) == pytest.approx(0.125)
+        assert rhythm.undisturbed_s(2) == pytest.approx(0.25)
