@@ -18,13 +18,13 @@ from typing import Annotated, Any, NoReturn
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from loadgen.errors import LoadgenError, OptionsError
 from loadgen.mock.command import mock
 
 FAILED, BAD_INPUT, FELL_BEHIND = 1, 2, 3
+RESULTS = Path("load-results")
 _DISPLAY_EVERY_S = 0.5
 
 app = typer.Typer(
@@ -46,7 +46,8 @@ def run(
         typer.Option("--file", "-f", help="The experiment: a YAML file, or the name of one that comes with Midstream."),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the results; default: load-results/NAME.")
+        Path | None,
+        typer.Option("--out", help="Folder for the results; default: load-results/NAME (without a file: run-1, ...)."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is not finished in the folder.")] = False,
     start_over: Annotated[
@@ -67,14 +68,20 @@ def run(
     kind: Annotated[str | None, typer.Option(help="Without a file: closed, open, sessions or trace.")] = None,
     users: Annotated[int | None, typer.Option(help="Closed loop: users.")] = None,
     rate: Annotated[float | None, typer.Option(help="Open loop, sessions: arrivals per second.")] = None,
-    arrivals: Annotated[str, typer.Option(help="Open loop, sessions: constant or poisson.")] = "poisson",
+    arrivals: Annotated[
+        str | None,
+        typer.Option(
+            help="Open loop, sessions: constant or poisson (the default); others by --set workload.arrivals='{kind: "
+            "gamma, rate: 5, cv: 2}'."
+        ),
+    ] = None,
     turns: Annotated[int | None, typer.Option(help="Sessions: turns of each.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Trace: its file.")] = None,
     trace_format: Annotated[str | None, typer.Option(help="Trace: azure2023, azure2024, burstgpt or mooncake.")] = None,
-    requests: Annotated[int | None, typer.Option(help="Requests in all.")] = None,
+    requests: Annotated[int | None, typer.Option(help="Requests in all; for sessions: sessions in all.")] = None,
     duration: Annotated[float | None, typer.Option(help="Seconds after which no request begins.")] = None,
-    input_tokens: Annotated[int | None, typer.Option(help="Tokens of each prompt.")] = None,
-    output_tokens: Annotated[int | None, typer.Option(help="Tokens of each answer.")] = None,
+    input_tokens: Annotated[int | None, typer.Option(help="Tokens of each prompt; default: 128.")] = None,
+    output_tokens: Annotated[int | None, typer.Option(help="Tokens of each answer; default: 64.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Run an experiment from a file, or one load given here, and write tokens, figures and a report to a folder.
@@ -92,6 +99,7 @@ def run(
         "kind": kind,
         "users": users,
         "rate": rate,
+        "arrivals": arrivals,
         "turns": turns,
         "trace": trace,
         "trace_format": trace_format,
@@ -112,17 +120,19 @@ def run(
                 )
             experiment = read_experiment(_experiment_file(file), sets or ())
         else:
-            document = Document(quick_experiment(given, arrivals), "the command line")
+            document = Document(quick_experiment(given), "the command line", dict(QUICK_PLACES))
             for each in sets or ():
                 set_over(document, each)
             experiment = check(document)
         given_marks = marks_given(marks or [])
         existing: Existing = "resume" if resume else "start_over" if start_over else "refuse"
-        opened = ExperimentFolder(folder or Path("load-results") / experiment.name, experiment)
+        name = experiment.name if file is not None else numbered_folder(going_on=resume or start_over)
+        opened = ExperimentFolder(folder or RESULTS / name, experiment)
         opened.open(existing)
         outcome = _run(_run_experiment(experiment, opened, given_marks, json_output=json_output))
         if outcome is None:
-            _say(f"ended; what was measured is in {opened.path}, --resume goes on")
+            kept = f"what was measured is in {opened.path}" if opened.holds_runs else "nothing was measured yet"
+            _say(f"ended; {kept}, --resume goes on")
             raise typer.Exit(FAILED)
     if json_output:
         print(json.dumps(outcome.as_data()))  # noqa: T201 - the command's output
@@ -159,49 +169,95 @@ def show(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what was measured, also of a run that goes on or was killed."""
-    from loadgen.experiments.analysis.findings import FINDINGS_FILE
+    from loadgen.experiments.analysis.findings import Findings
+    from loadgen.experiments.analysis.page import write_experiment_report
     from loadgen.reports.arms import load_arms
-    from loadgen.reports.page import write_report
     from loadgen.reports.terminal import show as show_arms
 
     with _told_in_one_line():
         arms = load_arms(folder)
+        findings = Findings.read(folder)
         if page:
-            _say(str(write_report(folder)))
-        findings = folder / FINDINGS_FILE
-        found = json.loads(findings.read_text(encoding="utf-8")) if findings.is_file() else None
+            _say(str(write_experiment_report(folder)))
         if json_output:
             runs = [json.loads(summary.json()) for arm in arms for summary in arm.summaries]
+            found = None if findings is None else asdict(findings)
             print(json.dumps({"runs": runs, "findings": found}))  # noqa: T201 - the command's output
             return
+        if findings is not None:
+            _print_findings(findings)
         show_arms(arms, out)
-        if found is not None:
-            _print_findings(found)
 
 
-def quick_experiment(given: dict[str, Any], arrivals: str) -> dict[str, Any]:
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished experiment.")],
+    to: Annotated[Path, typer.Argument(help="Where to, such as docs/results/NAME.")],
+) -> None:
+    """Copy what belongs into a repository: report, findings, figures and one plot; no tokens, no paths, no names."""
+    from loadgen.experiments.publish import publish as published
+
+    with _told_in_one_line():
+        for path in published(folder, to):
+            out.print(Text(str(path)), soft_wrap=True)
+
+
+_LENGTHS = {"input_tokens": 128, "output_tokens": 64}
+_KINDS = {
+    "closed": {"users", "requests", "duration", *_LENGTHS},
+    "open": {"rate", "arrivals", "requests", "duration", *_LENGTHS},
+    "sessions": {"rate", "arrivals", "turns", "requests", "duration", *_LENGTHS},
+    "trace": {"trace", "trace_format", "requests", "duration"},
+}
+QUICK_PLACES: dict[tuple[str | int, ...], str] = {
+    ("target", "url"): "--url",
+    ("target", "model"): "--model",
+    ("target", "api_key_env"): "--api-key-env",
+    ("workload", "users"): "--users",
+    ("workload", "arrivals"): "--rate",
+    ("workload", "arrivals", "kind"): "--arrivals",
+    ("workload", "turns"): "--turns",
+    ("workload", "sessions"): "--requests",
+    ("workload", "requests"): "--requests",
+    ("workload", "duration_s"): "--duration",
+    ("workload", "input_tokens"): "--input-tokens",
+    ("workload", "output_tokens"): "--output-tokens",
+    ("workload", "path"): "--trace",
+    ("workload", "format"): "--trace-format",
+}
+
+
+def quick_experiment(given: dict[str, Any]) -> dict[str, Any]:
     """Return the experiment that options without a file describe, as a file would have it.
 
     Raises:
-        OptionsError: there is no server or no kind of load among them.
+        OptionsError: there is no server or no kind of load among them, or an option that this kind has no use for.
     """
     if "url" not in given:
         raise OptionsError("nothing to do: give an experiment with -f FILE, or a server with --url")
-    if given.get("kind") not in {"closed", "open", "sessions", "trace"}:
+    kind = given.get("kind")
+    if kind not in _KINDS:
         raise OptionsError("--kind: give closed, open, sessions or trace (and what it needs; see --help)")
-    names = {"users", "turns", "requests", "input_tokens", "output_tokens"}
-    workload: dict[str, Any] = {"kind": given["kind"], **{name: given[name] for name in names & given.keys()}}
+    for name in given.keys() - _KINDS[kind] - {"url", "model", "api_key_env", "kind"}:
+        having = [each for each, names in _KINDS.items() if name in names]
+        raise OptionsError(f"--{name.replace('_', '-')}: is for --kind {' or '.join(having)}, not {kind}")
+    if given.get("arrivals", "poisson") not in {"constant", "poisson"}:
+        raise OptionsError("--arrivals: give constant or poisson; others by --set workload.arrivals='{kind: ...}'")
+    names = {"users", "turns", "requests"}
+    workload: dict[str, Any] = {"kind": kind, **{name: given[name] for name in names & given.keys()}}
+    workload |= {name: given.get(name, usual) for name, usual in _LENGTHS.items() if name in _KINDS[kind]}
     if "duration" in given:
         workload["duration_s"] = given["duration"]
     if "rate" in given:
-        workload["arrivals"] = {"kind": arrivals, "rate": given["rate"]}
+        workload["arrivals"] = {"kind": given.get("arrivals", "poisson"), "rate": given["rate"]}
     if "trace" in given:
         workload["path"] = str(given["trace"])
     if "trace_format" in given:
         workload["format"] = given["trace_format"]
-    if given["kind"] == "sessions" and "requests" in workload:
+    if kind == "sessions" and "requests" in workload:
         workload["sessions"] = workload.pop("requests")
-    target = {"kind": "endpoint", "url": given["url"]}
+    url = str(given["url"])
+    target = {"kind": "endpoint", "url": url if "://" in url else f"http://{url}"}
     target |= {name: given[name] for name in ("model", "api_key_env") if name in given}
     return {
         "apiVersion": "midstream.dev/v1alpha1",
@@ -210,6 +266,14 @@ def quick_experiment(given: dict[str, Any], arrivals: str) -> dict[str, Any]:
         "target": target,
         "workload": workload,
     }
+
+
+def numbered_folder(*, going_on: bool) -> str:
+    """Return the folder of a run without a file: the next of `run-1`, `run-2`, ..., or the last to go on with it."""
+    number = 1
+    while (RESULTS / f"run-{number + going_on}").exists():
+        number += 1
+    return f"run-{number}"
 
 
 def _experiment_file(name: str) -> Path:
@@ -287,26 +351,15 @@ def _show_outcome(outcome: Any) -> None:
     if outcome.findings is None:
         show_arms(load_arms(outcome.folder), out)
     else:
-        _print_findings(asdict(outcome.findings))
+        _print_findings(outcome.findings)
     out.print(Text(str(outcome.folder / REPORT_FILE)), soft_wrap=True)
 
 
-def _print_findings(findings: dict[str, Any]) -> None:
-    table = Table(title=Text(findings["title"]), title_justify="left", box=None)
-    for number, column in enumerate(findings["columns"]):
-        table.add_column(Text(column), justify="left" if number == 0 else "right")
-    for row in findings["rows"]:
-        table.add_row(*map(Text, row))
-    out.print(table)
-    for note in findings["notes"]:
-        out.print(Text(f"- {note}", style="dim"))
-    if findings["published"]:
-        others = Table(title="Published", title_justify="left", box=None)
-        for column in ("what", "value", "source", "read from", "set-up"):
-            others.add_column(column, overflow="fold")
-        for each in findings["published"]:
-            others.add_row(*(Text(each[key]) for key in ("what", "value", "source", "read_from", "setup")))
-        out.print(others)
+def _print_findings(findings: Any) -> None:
+    from loadgen.experiments.analysis.page import section_of
+    from loadgen.reports.terminal import show_section
+
+    show_section(section_of(findings), out)
 
 
 @contextlib.contextmanager
@@ -316,7 +369,7 @@ def _told_in_one_line() -> Iterator[None]:
         yield
     except OptionsError as error:
         _fail(str(error), BAD_INPUT)
-    except LoadgenError as error:
+    except (LoadgenError, OSError) as error:
         _fail(str(error), FAILED)
 
 

@@ -41,7 +41,7 @@ class ExperimentFileError(OptionsError):
 
 @dataclass(slots=True)
 class Document:
-    """An experiment as plain data, and where each of its fields was given, by path: `file:line` or the `--set`."""
+    """An experiment as plain data, and where each of its fields was given, by path: `file:line` or an option."""
 
     data: dict[str, Any]
     source: str
@@ -200,6 +200,7 @@ def _problem(error: Any, data: Mapping[str, Any], document: Document, at: Path_)
         "missing": "is missing",
         "extra_forbidden": f"is no field that is known here{_likely(path)}",
         "union_tag_not_found": "needs a kind",
+        "string_pattern_mismatch": _FORMS.get(str(path[-1]) if path else "", message),
     }.get(kind, message)
     if kind == "union_tag_invalid":
         told = f"kind {error['ctx']['tag']!r} is none of {error['ctx']['expected_tags']}"
@@ -208,8 +209,17 @@ def _problem(error: Any, data: Mapping[str, Any], document: Document, at: Path_)
     return _told_of_arm(document, at, path, told)
 
 
+_FORMS = {
+    "url": "must be an address such as http://127.0.0.1:8000, with http:// or https:// and without user, ? and #",
+    "api_key_env": "must be the name of an environment variable, such as OPENAI_API_KEY; never the key",
+    "name": "must be small letters, digits, . _ and -, such as my-experiment",
+}
+
+
 def _likely(path: Path_) -> str:
     """Return what to do about an unknown field: the field that it resembles, if any experiment has one."""
+    if path and path[-1] in _every_field():
+        return "; it belongs to another kind"
     alike = difflib.get_close_matches(str(path[-1]), _every_field(), n=1) if path else []
     return f"; did you mean {alike[0]}?" if alike else "; check its spelling, or the kind beside it"
 
@@ -248,10 +258,10 @@ def _without_tags(location: Sequence[str | int], data: Any, *, keep_last: bool) 
 
 
 def _told(document: Document, path: Path_, message: str, else_at: Path_ = ()) -> str:
-    start = f"{document.source}:1" if document.places else document.source
+    start = document.places.get((), document.source)
     where = document.place(path) or document.place(else_at) or start
     name = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
-    named = name and not where.startswith("--set")
+    named = name and not where.startswith("--")
     return f"{where}: {name} {message}" if named else f"{where}: {message}"
 
 

@@ -41,6 +41,11 @@ class ExperimentFolder:
         """Where logs go."""
         return self.path / LOGS
 
+    @property
+    def holds_runs(self) -> bool:
+        """Whether anything was measured, be it finished or not."""
+        return any(self.path.glob(f"*/*/{MANIFEST_FILE}"))
+
     def open(self, existing: Existing) -> None:
         """Make the folder ready to be written to.
 
@@ -52,6 +57,8 @@ class ExperimentFolder:
         there = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
         if there and not (self.path / EXPERIMENT_FILE).is_file():
             raise OptionsError(f"{self.path} is there and is no experiment's folder: give another one with --out")
+        if there and existing == "refuse" and not self.holds_runs:
+            existing = "start_over"  # nothing was measured yet: there is nothing to lose
         if there and existing == "refuse":
             raise OptionsError(
                 f"{self.path} holds an experiment already: --resume goes on with what is not finished, --start-over "

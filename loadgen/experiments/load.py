@@ -2,27 +2,32 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from loadgen.errors import MeasurementError
 from loadgen.experiments.schema import Settings
-from loadgen.experiments.servers import RunningTarget
+from loadgen.experiments.servers import RunningTarget, Say
 from loadgen.experiments.targets import EndpointTarget, MockTarget
 from loadgen.results.columns import FINISHED, RequestRow
 from loadgen.streaming.runner import Runner
 from loadgen.workloads.closed_loop import ClosedLoop
 from loadgen.workloads.distributions import Fixed
+from loadgen.workloads.errors import PromptError
 from loadgen.workloads.plan import Plan
 from loadgen.workloads.prompts import Prompts, PromptSource, Server, TokenIds, open_prompts
 
 _OTHER_SEED = 1_000_003  # so that what warms up is not found in a prefix cache by what is measured
 _MOCK_VOCABULARY = 49_152
+_USUAL = TokenIds(kind="token_ids", vocabulary=1000)
+_HOW_TO_GIVE = "A chat endpoint takes no token ids: --set prompts='{kind: tokenizer, tokenizer: FOLDER-OR-HUB-ID}'"
 
 
-async def prompt_source(settings: Settings, target: RunningTarget) -> PromptSource:
+async def prompt_source(settings: Settings, target: RunningTarget, say: Say) -> PromptSource:
     """Return where prompts come from: as the file says, or from the server's own tokenizer.
 
-    The mock server has no words of one token, and gets token ids.
+    A server without a tokenizer that can be asked gets token ids that every usual vocabulary has, and the run says so
+    (`prompts` of its target). A chat endpoint takes none: it needs a tokenizer.
 
     Raises:
         PromptError: no prompts of exact length can be had.
@@ -33,11 +38,26 @@ async def prompt_source(settings: Settings, target: RunningTarget) -> PromptSour
         key_from = target.wanted.api_key_env if isinstance(target.wanted, EndpointTarget) else None
         if key_from is not None:
             headers["Authorization"] = f"Bearer {os.environ.get(key_from, '')}"
-        source = await asyncio.to_thread(
-            open_prompts, wanted, server_url=target.base_url, model=target.model, headers=headers
-        )
+        try:
+            source = await _on_a_new_thread(
+                lambda: open_prompts(wanted, server_url=target.base_url, model=target.model, headers=headers)
+            )
+        except PromptError as error:
+            if settings.prompts is not None:
+                raise
+            if settings.client.endpoint == "chat":
+                raise PromptError(f"{error} {_HOW_TO_GIVE}") from error
+            say(f"{target.base_url} has no tokenizer to ask; prompts are token ids below {_USUAL.vocabulary}")
+            source = open_prompts(_USUAL)
+            target.facts["prompts"] = f"token ids from {_USUAL.first_id} to {_USUAL.vocabulary - 1}"
         target.prompts = (wanted, source)
     return target.prompts[1]
+
+
+async def _on_a_new_thread(work: Callable[[], PromptSource]) -> PromptSource:
+    """Run what blocks on a thread made now: one of a pool may be in another network namespace than the target."""
+    with ThreadPoolExecutor(max_workers=1) as fresh:
+        return await asyncio.get_running_loop().run_in_executor(fresh, work)
 
 
 def _usual_prompts(target: RunningTarget) -> Prompts:
@@ -74,7 +94,10 @@ async def warm_up(settings: Settings, target: RunningTarget, prompts: PromptSour
         await sending.run(ended)
     broken = next((row for row in ended.rows if row.outcome != FINISHED), None)
     if broken is not None:
-        raise MeasurementError(f"the warm-up was not answered: {broken.outcome}: {broken.detail}")
+        raise MeasurementError(
+            f"the warm-up was not answered: {broken.outcome}: {broken.detail}; warm_up: {{requests: 0}} (or --set "
+            "warm_up.requests=0) measures without"
+        )
 
 
 class _Ended:

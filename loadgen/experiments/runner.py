@@ -5,22 +5,24 @@ leaves behind for the next one (`keep_target`) is put back to what it was; any o
 """
 
 import asyncio
+import contextlib
 import json
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadgen.errors import ControlError, OptionsError, ServerError
+from loadgen.errors import ControlError, LoadgenError, OptionsError, ServerError
 from loadgen.experiments.analysis.findings import Findings
+from loadgen.experiments.analysis.page import write_experiment_report
 from loadgen.experiments.analysis.tables import findings_of
 from loadgen.experiments.folders import ExperimentFolder
 from loadgen.experiments.progress import Progress
 from loadgen.experiments.schema import Experiment, Run
 from loadgen.experiments.servers import AnyTarget, RunningTarget, described, running
 from loadgen.experiments.single_run import measure
-from loadgen.reports.page import write_report
 from loadgen.results.columns import MANIFEST_FILE, MarkRow
+from loadgen.results.errors import ResultsError
 from loadgen.results.reader import read_run
 from loadgen.results.summary import RunSummary, read_summary, summarise
 
@@ -116,10 +118,14 @@ class Runner:
         folder = self._folder.run(run)
         try:
             await measure(run, target, folder, logs, self._progress, experiment=self._data, marks=self._marks)
-        except (ServerError, ControlError) as error:
-            raise type(error)(f"{run.arm.name}, repeat {run.repeat}: {error} (logs: {logs})") from error
-        finally:
-            await asyncio.shield(asyncio.to_thread(_summarise, folder))
+        except BaseException as error:
+            # Why it ended is what must be told, not that there is no room for a summary either.
+            with contextlib.suppress(LoadgenError):
+                await asyncio.shield(asyncio.to_thread(_summarise, folder))
+            if isinstance(error, ServerError | ControlError):
+                raise type(error)(f"{run.arm.name}, repeat {run.repeat}: {error} (logs: {logs})") from error
+            raise
+        await asyncio.to_thread(_summarise, folder)
         self._progress.tell("done")
 
     def _reported(self) -> Outcome:
@@ -132,14 +138,22 @@ class Runner:
             names = [arm.name for arm in self._experiment.arms]
             outcome.findings = findings_of(self._experiment.header.analysis, self._folder.path, names)
             outcome.findings.write(self._folder.path)
-        write_report(self._folder.path)
+        write_experiment_report(self._folder.path)
         return outcome
 
 
 def _summarise(folder: Path) -> None:
-    """Write the figures of a run, also of one that was interrupted."""
+    """Write the figures of a run, also of one that was interrupted.
+
+    Raises:
+        ResultsError: the run is damaged, or the folder cannot be written.
+    """
     if (folder / MANIFEST_FILE).is_file():
-        summarise(read_run(folder)).write(folder)
+        summary = summarise(read_run(folder))
+        try:
+            summary.write(folder)
+        except OSError as error:
+            raise ResultsError(f"{folder} cannot be written: {error}") from error
 
 
 def marks_given(texts: list[str]) -> tuple[MarkRow, ...]:

@@ -287,10 +287,12 @@ async def _asked(base_url: str, model: str | None, key: str | None) -> tuple[str
             raise ServerError(f"{base_url}/v1/models answers HTTP {response.status_code}; is it an OpenAI endpoint?")
         try:
             served = [str(each["id"]) for each in response.json()["data"]]
-            version_answer = await http.get("/version")
-            version = version_answer.json()["version"] if version_answer.is_success else None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServerError(f"{base_url}/v1/models lists no models; is it an OpenAI endpoint?") from error
+        try:  # vLLM's own; other servers may answer anything
+            version = str((await http.get("/version")).raise_for_status().json()["version"])
         except (ValueError, KeyError, TypeError, httpx.HTTPError):
-            served, version = [], None
+            version = None
     if not served:
         raise MeasurementError(f"{base_url} serves no model")
     if model is not None and model not in served:

@@ -64,7 +64,7 @@ async def measure(
     """
     settings = run.arm.settings
     progress.tell(f"warming up {described(target.wanted)}")
-    prompts = await prompt_source(settings, target)
+    prompts = await prompt_source(settings, target, progress.say)
     await warm_up(settings, target, prompts, run.seed)
     plan = settings.workload.plan(run.seed, prompts)
     async with runner(settings, target, plan) as load:
@@ -110,10 +110,12 @@ async def _keep(
         try:
             await _load_and_act(settings, target, load, axis, tally, logs)
         except asyncio.CancelledError:
+            writer.note_workload(plan.notes())
             writer.close("interrupted", error="ended by a signal")
             raise
         finally:
             progress.sending = None
+            writer.note_workload(plan.notes())
         if watch is not None:
             tally.sample(FOREIGN_CPU_SAMPLE, axis.now(), watch.use().foreign)
         await asyncio.to_thread(writer.close)

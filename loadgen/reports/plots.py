@@ -4,7 +4,7 @@ Each plot is made of arms (one, or several side by side) and is None where there
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 
@@ -23,7 +23,10 @@ from loadgen.results.streams import NONE, Streams
 from loadgen.results.summary import sampled
 
 WIDTH = 9.0
+_MOST_ARMS = 6
 _MOST_LABELS, _MOST_MARKS, _LABEL_LENGTH = 12, 200, 22
+_WIDE = 300.0  # largest over smallest value of an axis
+_LABEL_LINES, _LETTER_SHARE = 3, 0.0075
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +55,11 @@ class Plot:
 
 def plots_of(arms: Sequence[Arm]) -> list[Plot]:
     """Return every plot that there is something to draw for, in the order of a page."""
-    made = (maker(arms) for maker in PLOTS.values())
-    return [plot for plot in made if plot is not None]
+    made = [plot for maker in PLOTS.values() if (plot := maker(arms[:_MOST_ARMS])) is not None]
+    if len(arms) <= _MOST_ARMS:
+        return made
+    note = f" Of {len(arms)} arms the first {_MOST_ARMS} are drawn."
+    return [replace(plot, caption=plot.caption + note) for plot in made]
 
 
 def export_plot(arms: Sequence[Arm], path: Path, key: str = "timeline") -> None:
@@ -331,13 +337,20 @@ def _draw_marks(axes: Axes, marks: Sequence[MarkRow], palette: Palette, *, label
         if mark.end_ns > mark.start_ns:
             axes.axvspan(mark.start_ns / 1e9, mark.end_ns / 1e9, color=palette.mark, alpha=0.18, linewidth=0)
     if labels and len(marks) <= _MOST_LABELS:
+        left, right = axes.get_xlim()
+        ends = [0.0] * _LABEL_LINES  # where the last label of each line ends, as a share of the width
         for mark in marks:
             name = mark.name if len(mark.name) <= _LABEL_LENGTH else f"{mark.name[: _LABEL_LENGTH - 1]}…"
+            at = (mark.start_ns / 1e9 - left) / max(right - left, 1e-9)
+            line = next((n for n, end in enumerate(ends) if end <= at), None)
+            if line is None:
+                continue  # its line is there, and its name in the table
+            ends[line] = at + _LETTER_SHARE * (len(name) + 1)
             axes.annotate(
                 name,
                 (mark.start_ns / 1e9, 1),
                 xycoords=("data", "axes fraction"),
-                xytext=(3, -1),
+                xytext=(3, -1 - 8 * line),
                 textcoords="offset points",
                 va="top",
                 color=palette.mark,
@@ -348,7 +361,9 @@ def _draw_marks(axes: Axes, marks: Sequence[MarkRow], palette: Palette, *, label
 
 def _log_ms(axes: Axes) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_xlim()
+    # Labels at 1, 2 and 5 of three decades and more would lie upon each other.
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / max(low, 1e-9) < _WIDE else (1,)))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick_ms))
     axes.xaxis.set_minor_formatter(NullFormatter())
 

@@ -21,7 +21,10 @@ _MOST_POINTS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class RateSeries:
-    """Events per second in bins of equal width (the last may be shorter); `edges_s` is one longer than `rates`."""
+    """Events per second in bins of equal width, but for the last, which has half to one and a half of it.
+
+    `edges_s` is one longer than `rates`.
+    """
 
     edges_s: Floats
     rates: Floats
@@ -39,7 +42,9 @@ def rate_series(at_ns: Int64, start_s: float, end_s: float, width_s: float | Non
     """Return events per second between two moments, both included."""
     width = bin_width_s(end_s - start_s) if width_s is None else width_s
     inner = start_s + width * np.arange(math.ceil((end_s - start_s) / width - 1e-9))
-    edges = np.append(inner[inner < end_s], end_s) if end_s > start_s else np.array([start_s, start_s + width])
+    # A sliver at the end would make a spike of a few events.
+    inner = inner[: max(1, int((inner + width / 2 <= end_s).sum()))]
+    edges = np.append(inner, end_s) if end_s > start_s else np.array([start_s, start_s + width])
     counts, _ = np.histogram(at_ns / 1e9, bins=edges)
     return RateSeries(edges, counts / np.diff(edges), width)
 

@@ -144,6 +144,25 @@ def arm_table(arms: Sequence[Arm]) -> Table | None:
     return Table("Side by side", "", ("arm", *_ROW), tuple(rows)) if len(rows) > 1 else None
 
 
+def arms_headline(arms: Sequence[Arm]) -> str:
+    """Return what arms are compared by first, best first: requests within the service level, or the worst gap."""
+    if len(arms) < 2:
+        return ""
+    shown: list[tuple[float, str]] = []
+    if all(arm.first.figures.good is not None for arm in arms):
+        for arm in arms:
+            good = sum(summary.figures.good or 0 for summary in arm.summaries)
+            asked = sum(summary.figures.requests for summary in arm.summaries)
+            shown.append((-good / max(asked, 1), f"{arm.name} {count(good)} of {count(asked)}"))
+        what = f"Requests within the service level ({_slo(arms[0].first)})"
+    else:
+        for arm in arms:
+            gaps = [s.figures.largest_gap_ms.max for s in arm.summaries if s.figures.largest_gap_ms is not None]
+            shown.append((max(gaps, default=float("inf")), f"{arm.name} {milliseconds(max(gaps, default=None))}"))
+        what = "The worst gap between two tokens"
+    return f"{what}: {', '.join(text for _, text in sorted(shown, key=lambda each: each[0]))}."
+
+
 def mark_table(arm: Arm, *, named: bool) -> Table | None:
     """Return what each marked moment did to the streams; None without marks."""
     rows = tuple(
@@ -224,6 +243,7 @@ def facts(summary: RunSummary) -> Table:
         *((f"version: {key}", value) for key, value in manifest.versions.items()),
         *((f"target: {key}", str(value)) for key, value in manifest.target.items()),
         *((f"workload: {key}", str(value)) for key, value in manifest.workload.items()),
+        *((f"of the workload: {key.replace('_', ' ')}", str(value)) for key, value in manifest.workload_notes.items()),
         ("generator: own lateness, p99", percentile(generator.lag_ms, "p99")),
         ("generator: requests sent late, p99", percentile(generator.late_ms, "p99")),
         ("generator: CPUs used", number(generator.cpu)),

@@ -16,6 +16,7 @@ from rich.text import Text
 from loadgen.reports.arms import Arm
 from loadgen.reports.comparison import Comparison, Verdict
 from loadgen.reports.numbers import count, milliseconds, number
+from loadgen.reports.sections import Section
 from loadgen.reports.series import rate_series
 from loadgen.reports.tables import Table, arm_table, comparison_table, headlines, latency_table, mark_table, phase_table
 from loadgen.results.streams import Streams
@@ -51,6 +52,14 @@ def show_comparison(comparison: Comparison, console: Console | None = None) -> N
     """Print a comparison."""
     console = Console() if console is None else console
     console.print(Group(_rich(comparison_table(comparison)), *(_warning(text) for text in comparison.warnings)))
+
+
+def show_section(section: Section, console: Console | None = None) -> None:
+    """Print what an experiment found."""
+    console = Console() if console is None else console
+    notes = (_text(f"- {note}", "dim") for note in section.notes)
+    parts = (_text(section.headline, "bold"), _rich(section.table), *notes, *map(_words, section.further))
+    console.print(Group(*parts))
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -103,6 +112,17 @@ def _histogram(summary: RunSummary) -> RenderableType:
         label = f"gaps from {milliseconds(summary.gaps.edges_ms[n])}"
         bar = "█" * max(int(counts[n] > 0), round(float(heights[n]) * _BAR_LENGTH))
         table.add_row(_text(label, "dim"), Text(bar, style="cyan"), _text(count(int(counts[n])), "dim"))
+    return table
+
+
+def _words(of: Table) -> RenderableType:
+    """Return a table of words, whose columns may all be folded."""
+    table = RichTable(title=_text(of.title, "bold"), title_justify="left", caption_justify="left", box=None)
+    table.caption = _text(of.note, "dim") if of.note else None
+    for column in of.columns:
+        table.add_column(_text(column), overflow="fold")
+    for row in of.rows:
+        table.add_row(*map(_text, row))
     return table
 
 

@@ -44,6 +44,7 @@ class RunManifest(BaseModel):
         seed: Seed of the workload.
         slo: Service level that goodput is counted by.
         workload: The resolved workload.
+        workload_notes: What became of the workload while it was read: rows of a trace that were left out, for example.
         target: What was measured, without secrets.
         experiment: The whole resolved experiment; None for a run without one.
         machine: As `loadgen.machine.machine_facts` gives it.
@@ -62,6 +63,7 @@ class RunManifest(BaseModel):
     seed: int
     slo: Slo = Slo()
     workload: dict[str, Any] = Field(default_factory=dict)
+    workload_notes: dict[str, Any] = Field(default_factory=dict)
     target: dict[str, Any] = Field(default_factory=dict)
     experiment: dict[str, Any] | None = None
     machine: dict[str, Any] = Field(default_factory=dict)

@@ -6,6 +6,7 @@ is above 5 ms, the generator fell behind: the figures are kept, and `generator.f
 are not the server's alone.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from loadgen.results.reader import Run
 from loadgen.results.streams import NONE, Floats, Streams, streams_of
 
 LATE_MS = 5.0  # the generator's own p99 error must stay below
+_NAMED_ROWS = 3
+FELL_BEHIND = "the generator fell behind"
 
 
 class GeneratorFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,15 +177,13 @@ def _warnings(run: Run, streams: Streams, total: Figures, generator: GeneratorFi
     if run.state != "finished":
         why = f": {run.manifest.error}" if run.manifest.error else ""
         found.append(f"this run is {run.state}{why}")
+    found += _told_of_rows(run.manifest.workload_notes)
     lag, late = generator.lag_ms, generator.late_ms
     if lag is not None and lag.p99 > LATE_MS:
-        found.append(
-            f"the generator fell behind: its own timestamps are up to {lag.p99:.1f} ms late "
-            f"(p99, worst {lag.max:.1f} ms)"
-        )
+        found.append(f"{FELL_BEHIND}: its own timestamps are up to {lag.p99:.1f} ms late (p99, worst {lag.max:.1f} ms)")
     if late is not None and late.p99 > LATE_MS:
         found.append(
-            f"the generator fell behind: requests were sent up to {late.p99:.1f} ms after they were due "
+            f"{FELL_BEHIND}: requests were sent up to {late.p99:.1f} ms after they were due "
             f"(p99, worst {late.max:.1f} ms)"
         )
     if lag is None:
@@ -206,4 +207,15 @@ def _warnings(run: Run, streams: Streams, total: Figures, generator: GeneratorFi
     wrong = int((streams.known & (streams.output_tokens != streams.count)).sum())
     if wrong:
         found.append(f"{wrong} requests have other tokens in their row than in the table of tokens")
+    return found
+
+
+def _told_of_rows(notes: Mapping[str, Any]) -> list[str]:
+    """Return what of a trace was not replayed although it was meant to be."""
+    found = []
+    if bad := notes.get("rows_bad"):
+        named = "".join(f"; {each}" for each in notes.get("first_bad_rows", ())[:_NAMED_ROWS])
+        found.append(f"{bad} of {notes.get('rows')} rows of the trace cannot be right and were left out{named}")
+    if empty := notes.get("rows_without_tokens"):
+        found.append(f"{empty} of {notes.get('rows')} rows of the trace have no tokens and were left out")
     return found

@@ -15,7 +15,7 @@ import fcntl
 import os
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -165,6 +165,10 @@ class RunWriter:
         with self._lock:
             self._accept()
             self._pending.samples.append((name, at_ns, value))
+
+    def note_workload(self, notes: Mapping[str, Any]) -> None:
+        """Keep what became of the workload, for `run.json` as `close` writes it."""
+        self._manifest = self._manifest.model_copy(update={"workload_notes": dict(notes)})
 
     def close(self, state: RunState = "finished", *, error: str | None = None) -> None:
         """Write the rest, turn the tables into Parquet and say in `run.json` how the run ended.

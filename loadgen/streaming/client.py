@@ -39,7 +39,8 @@ class StreamingClient:
         self._tls = ssl.create_default_context() if address.tls else None
         self._places: list[tuple[Any, ...]] = []
         self._idle: list[Connection] = []
-        self._reserved: set[Connection | None] = set()
+        # By reservation, not by connection: a connection that was used goes on to the next one's reservation.
+        self._reserved: set[Reservation] = set()
         self._connections: set[Connection] = set()
 
     async def __aenter__(self) -> Self:
@@ -66,15 +67,19 @@ class StreamingClient:
 
     def reserve(self) -> Reservation:
         """Have a connection ready for a request that is soon to be sent; `give_back` in the end, used or not."""
-        return asyncio.get_running_loop().create_task(self._reserve())
+        reservation = asyncio.get_running_loop().create_task(self._reserve())
+        self._reserved.add(reservation)
+        return reservation
 
     def give_back(self, reservation: Reservation) -> None:
         """Let others use the reserved connection if `exchange` did not."""
+        if reservation not in self._reserved:
+            return
+        self._reserved.discard(reservation)
         if not reservation.done():
             reservation.cancel()
-        elif not reservation.cancelled() and reservation.result() in self._reserved:
+        elif not reservation.cancelled():
             connection = reservation.result()
-            self._reserved.discard(connection)
             if connection is not None and connection.usable:
                 self._idle.append(connection)
 
@@ -82,8 +87,10 @@ class StreamingClient:
         """Send a request and wait until its answer has ended."""
         try:
             async with asyncio.timeout(self._limits.connect_s):
-                connection = None if reservation is None else await reservation
-                self._reserved.discard(connection)
+                connection = None
+                if reservation is not None:
+                    connection = await reservation
+                    self._reserved.discard(reservation)
                 if connection is None or not connection.usable:
                     connection = self._free_connection() or await self._connect()
         except TimeoutError:
@@ -113,7 +120,6 @@ class StreamingClient:
         if connection is None:
             with contextlib.suppress(OSError):  # the request itself will meet it, and say so
                 connection = await self._connect()
-        self._reserved.add(connection)
         return connection
 
     def _free_connection(self) -> Connection | None:

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import msgspec
 import yaml
 
+from loadgen.results.errors import ResultsError
 from loadgen.results.manifest import write_atomically
 
 FINDINGS_FILE = "findings.json"
@@ -46,6 +48,7 @@ class Findings:
     Attributes:
         kind: Which analysis.
         title: What the table shows.
+        headline: What was found, in a sentence or two that can be quoted.
         columns: Heads of the columns; the first is that of the rows' names.
         rows: Cells as they are to be read.
         figures: The same and more, as numbers: ms, bytes, tokens.
@@ -55,6 +58,7 @@ class Findings:
 
     kind: str
     title: str
+    headline: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     figures: dict[str, Any]
@@ -63,12 +67,40 @@ class Findings:
 
     def write(self, folder: Path) -> None:
         """Write both files, each whole or not at all."""
-        write_atomically(folder / FINDINGS_FILE, json.dumps(asdict(self), indent=2) + "\n")
+        write_atomically(folder / FINDINGS_FILE, self.json())
         write_atomically(folder / FINDINGS_TEXT, self.markdown())
 
+    def json(self) -> str:
+        """Return all of it as a document."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Return the findings of an experiment's folder; None if it has none.
+
+        Raises:
+            ResultsError: they are not what they should be, or of another version of this program.
+        """
+        path = folder / FINDINGS_FILE
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=cls)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as error:
+            raise ResultsError(f"{path} cannot be read: {error}; `load run --resume` makes it anew") from error
+
     def markdown(self) -> str:
-        """Return the table, the notes and the published figures as Markdown."""
-        lines = [f"# {self.title}", "", *_table(self.columns, self.rows), "", *(f"- {note}" for note in self.notes), ""]
+        """Return the headline, the table, the notes and the published figures as Markdown."""
+        lines = [
+            f"# {self.title}",
+            "",
+            self.headline,
+            "",
+            *_table(self.columns, self.rows),
+            "",
+            *(f"- {note}" for note in self.notes),
+            "",
+        ]
         if self.published:
             columns = ("published", "figure", "source", "read from", "set-up")
             rows = [(p.what, p.value, p.source, p.read_from, p.setup) for p in self.published]
@@ -117,7 +149,9 @@ def size(value: float | None) -> str:
     """Return bytes as they are read in a table."""
     if value is None:
         return "-"
-    return f"{value / 1e6:.1f} MB" if value else "0"
+    if not value:
+        return "0"
+    return f"{value / 1e6:.1f} MB" if abs(value) >= 1e5 else f"{value / 1e3:.1f} kB"
 
 
 def ratio(value: float | None, base: float | None) -> float | None:

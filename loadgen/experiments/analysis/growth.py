@@ -30,6 +30,7 @@ class Line:
 
     Attributes:
         r_squared: Share of the variance that the line explains; None where y does not vary.
+        x_mean, x_spread: Mean of the x, and the sum of their squared distances from it.
     """
 
     slope: float
@@ -38,11 +39,19 @@ class Line:
     intercept: float
     r_squared: float | None
     n: int
+    x_mean: float
+    x_spread: float
 
     @property
     def grows(self) -> bool | None:
         """Whether y is known to grow (True) or shrink (False); None if neither."""
         return True if self.low > 0 else False if self.high < 0 else None
+
+    def at(self, x: float) -> tuple[float, float, float]:
+        """Return y at x and the ends of the interval that holds the true line there with `CONFIDENCE`."""
+        y = self.intercept + self.slope * x
+        reach = (self.high - self.slope) * math.sqrt(self.x_spread / self.n + (x - self.x_mean) ** 2)
+        return y, y - reach, y + reach
 
 
 def fit(x: Sequence[float], y: Sequence[float]) -> Line | None:
@@ -54,10 +63,13 @@ def fit(x: Sequence[float], y: Sequence[float]) -> Line | None:
     slope = float((dx * dy).sum() / (dx**2).sum())
     left = float(((dy - slope * dx) ** 2).sum())
     total = float((dy**2).sum())
-    error = math.sqrt(left / (len(xs) - 2) / float((dx**2).sum()))
+    spread = float((dx**2).sum())
+    error = math.sqrt(left / (len(xs) - 2) / spread)
     reach = t_quantile(0.5 + CONFIDENCE / 2, len(xs) - 2) * error
     explained = 1 - left / total if total else None
-    return Line(slope, slope - reach, slope + reach, float(ys.mean() - slope * xs.mean()), explained, len(xs))
+    mean = float(xs.mean())
+    intercept = float(ys.mean()) - slope * mean
+    return Line(slope, slope - reach, slope + reach, intercept, explained, len(xs), mean, spread)
 
 
 def tokens_held(streams: Streams, at_ns: int) -> tuple[int, int]:
@@ -77,7 +89,7 @@ def analyse(analysis: Growth, runs: Sequence[Measured]) -> Findings:
     """
     rows: list[tuple[str, ...]] = []
     found: dict[str, Any] = {}
-    notes = []
+    notes, sentences = [], []
     for group in analysis.groups:
         points = [
             _point(run, change) for run in runs if run.arm.startswith(group) and (change := run.change) is not None
@@ -94,12 +106,14 @@ def analyse(analysis: Growth, runs: Sequence[Measured]) -> Findings:
             ("total_ms", "whole change"),
             ("bytes_moved", "KV moved"),
         ):
-            rows.append((f"{group or 'all'}: {label}".strip("-"), *_cells(lines[name], points, name)))
+            rows.append((f"{group_name(group)}: {label}", *_cells(lines[name], points, name)))
+        sentences.append(_sentence(group, lines, points))
         held = [point["kv_tokens"] for point in points]
-        notes.append(f"{group or 'all'}: {len(points)} runs, {min(held)} to {max(held)} tokens of KV.")
+        notes.append(f"{group_name(group)}: {len(points)} runs, {min(held)} to {max(held)} tokens of KV.")
     return Findings(
         kind=analysis.kind,
         title="Growth with the KV that a change finds",
+        headline=" ".join(sentences),
         columns=(
             "",
             "least",
@@ -119,6 +133,30 @@ def analyse(analysis: Growth, runs: Sequence[Measured]) -> Findings:
         ),
         published=published(analysis.kind),
     )
+
+
+def group_name(group: str) -> str:
+    """Return what a group is called: the beginning of its arms' names without the joint."""
+    return group.rstrip("-._") or "all"
+
+
+def _sentence(group: str, lines: dict[str, Line | None], points: Sequence[dict[str, Any]]) -> str:
+    """Return what is known of a group's growth."""
+    subject = f"{group_name(group)}: "
+    parts = []
+    for name, what in (("pause_ms", "pause of the worst stream"), ("total_ms", "whole change")):
+        values = [point[name] for point in points if point[name] is not None]
+        line = lines[name]
+        if line is None or not values:
+            continue
+        span = f"{what}, {ms(min(values))} to {ms(max(values))},"
+        interval = f"{ms(1e3 * line.low)} to {ms(1e3 * line.high)} per 1000 tokens"
+        if line.grows is None:
+            parts.append(f"{span} is not seen to grow with the KV ({interval})")
+        else:
+            slope = ms(1e3 * abs(line.slope))
+            parts.append(f"{span} {'grows' if line.grows else 'shrinks'} by {slope} per 1000 tokens of KV ({interval})")
+    return subject + ("; ".join(parts) or "too few runs for a line") + "."
 
 
 def _point(run: Measured, change: MarkRow) -> dict[str, Any]:

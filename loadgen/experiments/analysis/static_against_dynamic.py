@@ -14,7 +14,7 @@ How each figure is counted, per run and then as the median over repeats (the wor
   stage's, which bounds the pipeline.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median as middle
 from typing import Any
 
@@ -35,10 +35,12 @@ from loadgen.experiments.analysis.measured import (
     worst,
 )
 from loadgen.gaps import Window
+from loadgen.reports.series import rate_series
 from loadgen.results.columns import MarkRow
 from loadgen.results.figures import ttft_ms
 
 AROUND_S = 5.0
+_BEFORE_S, _AFTER_S, _BIN_S = 10.0, 10.0, 0.25
 
 Figures = dict[str, float | None]
 
@@ -67,12 +69,61 @@ def analyse(analysis: StaticAgainstDynamic, runs: Sequence[Measured]) -> Finding
     return Findings(
         kind=analysis.kind,
         title="Static against dynamic",
+        headline=_headline(*(combined[arm] for arm in arms)),
         columns=("", *arms),
         rows=tuple((label, *(show(combined[arm]) for arm in arms)) for label, show in _ROWS),
-        figures={"arms": combined, "runs": each, "around_s": AROUND_S},
+        figures={"arms": combined, "runs": each, "around_s": AROUND_S, "over_time": _over_time(arms, runs, like)},
         notes=tuple(notes),
         published=published(analysis.kind),
     )
+
+
+def _headline(before: Figures, after: Figures, dynamic: Figures, restart: Figures) -> str:
+    """Return what the live change and the restart cost, in the same words."""
+    noise = max((found for f in (before, after) if (found := f.get("downtime_ms")) is not None), default=None)
+    without = f" ({ms(noise)} is what the same definition finds where nothing happens)" if noise is not None else ""
+    pause, silence = dynamic.get("downtime_ms"), restart.get("downtime_ms")
+    live = "a pause that could not be measured (too few tokens before it)" if pause is None else f"{ms(pause)} of pause"
+    anew = "a time without tokens that could not be measured" if silence is None else f"{ms(silence)} without any token"
+    return (
+        f"A live change cost the worst stream {live}{without} and {_streams(dynamic)}; "
+        f"the restart cost everyone {anew} and {_streams(restart)}."
+    )
+
+
+def _streams(figures: Figures) -> str:
+    broken = round(figures.get("broken") or 0)
+    return f"broke {broken or 'no'} stream{'' if broken == 1 else 's'}"
+
+
+def _over_time(arms: Sequence[str], runs: Sequence[Measured], like: Mapping[int, MarkRow | None]) -> dict[str, Any]:
+    """Return tokens per second of each arm's first run, in bins around its change; zero is where the change began.
+
+    A static arm is looked at where the dynamic one changed.
+    """
+    shown: dict[str, Any] = {}
+    firsts = [next(run for run in runs if run.arm == arm) for arm in arms]
+    marks = [run.change or like.get(run.repeat) for run in firsts]
+    longest_s = max((_length_s(mark) for mark in marks if mark is not None), default=0.0)
+    for arm, run, mark in zip(arms, firsts, marks, strict=True):
+        if mark is None or not run.streams.at_ns.size:
+            continue
+        at = run.streams.at_ns - mark.start_ns
+        # Not beyond the run's own ends: there it is not the server that is silent.
+        start_s, end_s = max(-_BEFORE_S, int(at.min()) / 1e9), min(longest_s + _AFTER_S, int(at.max()) / 1e9)
+        if start_s >= end_s:
+            continue
+        series = rate_series(at, start_s, end_s, _BIN_S)
+        shown[arm] = {
+            "edges_s": series.edges_s.tolist(),
+            "tokens_per_s": series.rates.tolist(),
+            "change_s": None if run.change is None else _length_s(run.change),
+        }
+    return shown
+
+
+def _length_s(mark: MarkRow) -> float:
+    return (mark.end_ns - mark.start_ns) / 1e9
 
 
 def run_figures(run: Measured, like: MarkRow | None) -> Figures:
@@ -144,11 +195,11 @@ _WORST = {"downtime_ms", "cutover_pause_ms", "broken", "unanswered"}
 
 def _setup_notes(runs: Sequence[Measured]) -> list[str]:
     manifest = runs[0].run.manifest
-    machine, target = manifest.machine, manifest.target
+    machine, target, version = manifest.machine, manifest.target, manifest.target.get("vllm_version")
     return [
         (
-            f"Ours: {target.get('model')} on vLLM {target.get('vllm_version')}, {machine.get('cpus')} CPU cores shared "
-            "by all stages, the clients and the generator, no GPU; layers stay on one node, so no KV is copied."
+            f"Ours: {target.get('model')}{f' on vLLM {version}' if version else ''}, {machine.get('cpus')} CPU cores "
+            "shared by all stages, the clients and the generator, no GPU; layers stay on one node, so no KV is copied."
         ),
         (
             "The published figures are from two GPUs on two machines with models five hundred times as large: compare "

@@ -71,6 +71,7 @@ def analyse(analysis: WaysToChange, runs: Sequence[Measured]) -> Findings:
     return Findings(
         kind=analysis.kind,
         title="Ways to change a pipeline",
+        headline=_headline(combined),
         columns=(
             "way",
             "pause, worst stream",
@@ -89,6 +90,24 @@ def analyse(analysis: WaysToChange, runs: Sequence[Measured]) -> Findings:
         notes=tuple(notes),
         published=published(analysis.kind),
     )
+
+
+def _headline(ways: dict[str, Figures]) -> str:
+    """Return the ways from the shortest pause to the longest, and what those cost that break their streams."""
+    whole = {way: f for way, f in ways.items() if not f["broken"] and f["pause_ms"] is not None}
+    ordered = sorted(whole.items(), key=lambda item: item[1]["pause_ms"] or 0.0)
+    noises = [f["noise_ms"] for _, f in ordered if f["noise_ms"] is not None]
+    parts = []
+    if ordered:
+        noise = f" (where nothing happens: {ms(max(noises))})" if noises else ""
+        listed = ", ".join(f"{way} {ms(f['pause_ms'])}" for way, f in ordered)
+        parts.append(f"The worst stream's pause, and no stream broken: {listed}{noise}.")
+    for way, f in ways.items():
+        if f["broken"]:
+            parts.append(
+                f"{way} broke {f['broken']:.0f} streams and left everyone {ms(f['silence_ms'])} without a token."
+            )
+    return " ".join(parts)
 
 
 def run_figures(run: Measured, change: MarkRow, quiet: Sequence[Measured]) -> Figures:

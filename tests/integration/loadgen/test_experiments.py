@@ -36,6 +36,7 @@ arms:
 """
 COMMAND = (sys.executable, "-m", "loadgen.load_commands", "run")
 DEADLINE_S = 120.0
+SHORTER = 40  # times
 
 
 @pytest.fixture
@@ -232,6 +233,22 @@ def test_a_server_can_be_loaded_without_a_file_and_without_being_ours(tmp_path: 
             mock.stdout.close()
 
 
+def test_rows_of_a_trace_that_cannot_be_right_are_counted_and_named(file: Path, tmp_path: Path):
+    trace = tmp_path / "trace.csv"
+    rows = ["20,10", "abc,10", "20,-5", "20,7"]
+    moments = (f"2023-11-16 18:15:4{n}.1,{row}" for n, row in enumerate(rows))
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *moments]))
+    workload = f"workload={{kind: trace, format: azure2023, path: {trace}, time_scale: 0.1, on_bad_rows: count}}"
+    done = run(
+        "-f", str(file), "--out", str(tmp_path / "out"), "--set", workload, "--set", "arms=[{name: only}]", "--json"
+    )
+    assert done.returncode in {0, 3}, done.stderr
+    (summary,) = json.loads(done.stdout)["runs"]
+    assert summary["figures"]["requests"] == 2
+    assert any(told.startswith("2 of 4 rows of the trace cannot be right") for told in summary["warnings"])
+    assert "line 3: ContextTokens is &#39;abc&#39;" in (tmp_path / "out" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("name", ["static-against-dynamic", "ways-to-change", "shift", "burst-and-scale", "growth"])
 def test_every_experiment_that_comes_with_midstream_runs_on_the_mock(name: str, tmp_path: Path):
     """Its arms, actions and analysis, with the mock in place of every server and only seconds of load."""
@@ -248,7 +265,7 @@ def test_every_experiment_that_comes_with_midstream_runs_on_the_mock(name: str, 
 
 
 def shortened(document: dict[str, Any]) -> dict[str, Any]:
-    """Return an experiment for the mock: a twentieth of the time, a third of many arms."""
+    """Return an experiment for the mock: a fortieth of the time, a third of many arms."""
     mock = {"kind": "mock", "args": ["--itl-ms", "8", "--ttft-ms", "10"]}
     document |= {
         "repeats": 1,
@@ -265,16 +282,16 @@ def shortened(document: dict[str, Any]) -> dict[str, Any]:
         for action in settings.get("actions", []):
             for field in ("at_s", "after_tokens"):
                 if field in action:
-                    action[field] = action[field] / 20 if field == "at_s" else max(1, action[field] // 20)
+                    action[field] = action[field] / SHORTER if field == "at_s" else max(1, action[field] // 20)
         settings["actions"] = [each for each in settings.get("actions", []) if each.get("until") != "asleep"]
     return document
 
 
 def shorten_workload(workload: dict[str, Any]) -> None:
     if workload.get("duration_s"):
-        workload["duration_s"] /= 20
+        workload["duration_s"] /= SHORTER
     if isinstance(workload.get("output_tokens"), int):
         workload["output_tokens"] = max(8, workload["output_tokens"] // 5)
     for phase in workload.get("phases", []):
-        phase["duration_s"] /= 20
-        phase["workload"]["arrivals"]["rate"] *= 20
+        phase["duration_s"] /= SHORTER
+        phase["workload"]["arrivals"]["rate"] *= SHORTER

@@ -24,8 +24,15 @@ def folder(tmp_path: Path) -> ExperimentFolder:
 
 
 def test_a_folder_with_an_experiment_is_neither_overwritten_nor_gone_on_with_unasked(folder: ExperimentFolder):
+    write_run(folder.path, "static", [steady(0, 5)], state="interrupted")
     with pytest.raises(OptionsError, match=r"--resume goes on .*, --start-over removes it"):
         folder.open("refuse")
+
+
+def test_a_folder_in_which_nothing_was_measured_is_no_reason_to_ask(folder: ExperimentFolder):
+    other = ExperimentFolder(folder.path, demo("seed=99"))
+    other.open("refuse")
+    assert '"seed": 99' in (folder.path / EXPERIMENT_FILE).read_text()
 
 
 def test_what_is_finished_stays_and_the_rest_is_made_again(folder: ExperimentFolder):

@@ -1,13 +1,18 @@
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from loadgen.errors import MeasurementError, ServerError
+from loadgen.experiments.load import prompt_source
+from loadgen.experiments.schema import Settings
 from loadgen.experiments.servers import command_line, running
 from loadgen.experiments.targets import EndpointTarget, Target, has_control
+from loadgen.workloads.errors import PromptError
 
 TARGET: TypeAdapter[Any] = TypeAdapter(Target)
 
@@ -112,3 +117,42 @@ async def test_a_server_that_cannot_start_is_told_with_its_last_lines(tmp_path: 
     with pytest.raises(ServerError, match="no room"):
         async with running(failing, tmp_path, lambda _: None):
             pass
+
+
+async def one_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer `/v1/models` with a model, and everything else with a page."""
+    try:
+        while line := await reader.readline():
+            path = line.split()[1]
+            while (await reader.readline()).strip():
+                pass
+            body = b'{"data": [{"id": "odd"}]}' if path == b"/v1/models" else b"<html>welcome</html>"
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+    finally:
+        writer.close()
+
+
+async def test_a_server_that_answers_a_page_where_vllm_has_its_version_is_used(tmp_path: Path):
+    server = await asyncio.start_server(one_answer, "127.0.0.1", 0)
+    async with server:
+        wanted = EndpointTarget(kind="endpoint", url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        async with running(wanted, tmp_path, lambda _: None) as started:
+            assert (started.model, started.facts["vllm_version"]) == ("odd", None)
+
+
+async def test_a_server_without_a_tokenizer_gets_token_ids_and_the_run_says_so(tmp_path: Path):
+    said: list[str] = []
+    document = {"target": {"kind": "mock"}, "workload": {"kind": "closed", "users": 1, "requests": 1}}
+    document["workload"] |= {"input_tokens": 8, "output_tokens": 4}
+    async with running(target(kind="mock"), tmp_path, lambda _: None) as mock:
+        document["target"] = {"kind": "endpoint", "url": mock.base_url}
+        settings = Settings.model_validate(document)
+        async with running(settings.target, tmp_path, said.append) as started:
+            prompts = await prompt_source(settings, started, said.append)
+            assert prompts.prompt(np.arange(8)).token_ids == tuple(range(100, 108))
+            assert started.facts["prompts"] == "token ids from 100 to 999"
+            assert any("has no tokenizer to ask; prompts are token ids" in line for line in said)
+            chat = Settings.model_validate({**document, "client": {"endpoint": "chat"}})
+            started.prompts = None
+            with pytest.raises(PromptError, match="A chat endpoint takes no token ids: --set prompts="):
+                await prompt_source(chat, started, said.append)

@@ -30,7 +30,7 @@ class TestCalibration:
         simulation, pairs = Simulation(requests=500, tokens=20, rate_per_s=25), 60
         claims: Counter[str] = Counter()
         for n in range(pairs):
-            found = by_name([simulated(simulation, 2 * n, "a")], [simulated(simulation, 2 * n + 1, "b")], draws=400)
+            found = by_name([simulated(simulation, 2 * n, "a")], [simulated(simulation, 2 * n + 1, "b")], draws=200)
             claims.update(name for name, figure in found.items() if figure.verdict in CLAIMS)
         assert sum(claims.values()) / (pairs * 18) < 0.065
         # Of one figure, more than 9 of 60 would come by chance in one of a thousand at 5 %.
@@ -51,7 +51,7 @@ class TestCalibration:
             ]
 
         for n in range(pairs):
-            found = by_name(arm("a", 10 * n), arm("b", 10 * n + 5), draws=200)
+            found = by_name(arm("a", 10 * n), arm("b", 10 * n + 5), draws=100)
             claims += sum(figure.verdict in CLAIMS for figure in found.values())
             figures += len(found)
         assert claims / figures < 0.06

@@ -10,6 +10,8 @@ import pytest
 from loadgen.reports.arms import arms_of, load_arms
 from loadgen.reports.page import render, write_report
 from loadgen.reports.plots import PLOTS, export_plot, plots_of
+from loadgen.reports.sections import Section
+from loadgen.reports.tables import Table
 from loadgen.results.errors import ResultsError
 from loadgen.results.reader import Run
 from loadgen.results.writer import RunWriter
@@ -149,9 +151,13 @@ class TestSize:
         assert len(page.encode()) < 1_500_000
         assert "of 20\u202f000 streams" in page
 
-    def test_many_arms_still_fit(self):
-        runs = [replace(FULL.run(n, arm=f"arm {n}"), folder=Path(str(n))) for n in range(6)]
-        assert len(render(arms_of(runs)).encode()) < 1_500_000
+    def test_many_arms_still_fit_and_the_page_says_which_are_drawn(self):
+        small = replace(FULL, requests=60)
+        runs = [replace(small.run(n, arm=f"arm {n}"), folder=Path(str(n))) for n in range(18)]
+        page = render(arms_of(runs))
+        assert len(page.encode()) < 1_000_000
+        assert "Of 18 arms the first 6 are drawn." in page
+        assert page.count('<th scope="row">arm 17</th>') == 1  # in the table of all
 
 
 class TestArms:
@@ -236,3 +242,40 @@ class TestExport:
 
     def test_without_samples_of_stages_there_is_no_plot_of_them(self):
         assert "stages" not in [plot.key for plot in plots_of(arms_of([run_of([Stream([1, 2])])]))]
+
+
+class TestSections:
+    SECTION = Section(
+        title="What it is for",
+        headline="It cost 24 ms.",
+        table=Table("What it is for", "", ("", "pause"), (("live", "24 ms"),)),
+        notes=("counted so",),
+        further=(Table("Others", "as published", ("what", "figure"), (("downtime", "< 50 ms"),)),),
+    )
+
+    def runs(self, count: int, *, lag_ms: float) -> list[Run]:
+        made = [run_of([Stream([5, 6, 7])], lag_ms=lag_ms, arm=f"arm {n}") for n in range(count)]
+        return [replace(run, folder=Path(str(n))) for n, run in enumerate(made)]
+
+    def test_they_stand_before_everything_else(self):
+        page = render(arms(), (self.SECTION,))
+        parts = (
+            "It cost 24 ms.",
+            ">24 ms<",
+            "counted so",
+            "as published",
+            "&lt; 50 ms",
+            "The runs behind it",
+            "static</th>",
+        )
+        shown = [page.index(part) for part in parts]
+        assert shown == sorted(shown)
+
+    def test_arms_without_one_get_a_headline_of_their_own(self):
+        assert "The worst gap between two tokens: " in render(arms_of(self.runs(5, lag_ms=0.1)))
+        assert "Requests within the service level (TTFT ≤ 400 ms, TPOT ≤ 80.0 ms): static " in render(arms())
+
+    def test_the_same_warning_of_many_runs_is_told_once(self):
+        page = render(arms_of(self.runs(5, lag_ms=30.0)))
+        assert "the generator fell behind in 5 of 5 runs: its own lateness is up to 30.0 ms (p99)" in page
+        assert "the generator fell behind: its own timestamps" not in page

@@ -23,6 +23,15 @@ def test_no_event_is_lost_in_bins(at, more):
     assert (series.rates * np.diff(series.edges_s)).sum() == pytest.approx(len(at))
 
 
+def test_a_sliver_at_the_end_makes_no_spike():
+    at = np.append(
+        np.arange(100) * 10**8, 10_001_000_000
+    )  # ten a second, and one more a millisecond after the last bin
+    series = rate_series(at, 0.0, 10.001, 1.0)
+    assert series.rates.max() < 12
+    assert series.edges_s[-1] == 10.001
+
+
 @given(VALUES)
 def test_a_curve_has_both_ends_and_only_rises(values):
     x, y = cdf_points(values)

@@ -47,6 +47,18 @@ class TestWarnings:
         interrupted = run_of([GOOD], state="interrupted", error="Ctrl-C")
         assert summarise(interrupted).warnings == ["this run is interrupted: Ctrl-C"]
 
+    def test_rows_of_a_trace_that_were_left_out(self):
+        notes = {
+            "rows": 9,
+            "rows_bad": 2,
+            "first_bad_rows": ["line 3: x is no number", "line 5: y"],
+            "rows_without_tokens": 1,
+        }
+        assert warnings_of(GOOD, workload_notes=notes) == [
+            "2 of 9 rows of the trace cannot be right and were left out; line 3: x is no number; line 5: y",
+            "1 of 9 rows of the trace have no tokens and were left out",
+        ]
+
     def test_what_the_reader_noticed(self):
         run = replace(run_of([GOOD]), notes=("the last batch of tokens.arrows is cut off",))
         assert summarise(run).warnings == ["the last batch of tokens.arrows is cut off"]

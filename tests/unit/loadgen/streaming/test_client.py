@@ -13,7 +13,18 @@ from loadgen.streaming.answer import Answer
 from loadgen.streaming.client import StreamingClient
 from loadgen.streaming.deadlines import Deadlines
 from loadgen.streaming.target import Limits, read_address
-from tests.unit.loadgen.streaming.support import CHUNKED, HEAD, WHOLE, Wire, coded, exchange, text_event, wired
+from tests.unit.loadgen.streaming.support import (
+    CHUNKED,
+    HEAD,
+    WHOLE,
+    WRITER,
+    Wire,
+    coded,
+    exchange,
+    planned,
+    text_event,
+    wired,
+)
 from tests.unit.loadgen.streams import eventually
 
 END = b"0\r\n\r\n"
@@ -183,3 +194,22 @@ class TestConnections:
             first, second = await exchange(client), await exchange(client)
         assert (first.outcome, second.outcome) == (Outcome.ERROR, Outcome.FINISHED)
         assert (len(first.at_ns), len(second.at_ns)) == (0, 2)
+
+
+class TestReservations:
+    async def test_a_connection_that_went_on_to_the_next_reservation_is_not_given_back_by_the_one_before(self):
+        """Two requests on one connection: the second's answer would be lost, and waited for in vain."""
+        async with wired(Wire([[GOOD], [GOOD], [GOOD]], close=False)) as client:
+            first = client.reserve()
+            answer = Answer(now_ns())
+            await client.exchange(WRITER.write(planned(), 0), answer, first)
+            used = first.result()
+            assert used is not None
+            await eventually(lambda: used.usable)
+            second = client.reserve()
+            assert await second is used
+            client.give_back(first)
+            third = client.reserve()
+            assert await third is not used
+            client.give_back(second)
+            client.give_back(third)

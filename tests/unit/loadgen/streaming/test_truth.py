@@ -2,9 +2,14 @@
 
 Bounds are the larger of 1 ms and 1 %. A machine that does other things delays single moments, and only ever delays:
 so of times that two processes share in (TTFT, E2E) the smallest is compared, of the rhythm the median. The mock says
-how late it was itself (`late_ms`), and that much is not the generator's.
+how late it was itself (`late_ms`), and that much is not the generator's. What neither can know is how long a packet lay
+in the kernel until one of them got a CPU: where a bound is missed while the machine has other things to do, or one of
+the two reports that it was late, the measurement is made once more, with the reason printed. If the machine is as busy
+still, the figures must lie within the error that mock and generator report themselves.
 """
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +38,16 @@ class Seen:
     chunk_gaps_ms: list[float]
     outcomes: list[str]
     mock_late_ms: float
+    mock_late_p99_ms: float
+    within_reported: bool = False
+
+    def close(self, truth_ms: float, *, steps: int = 1) -> object:
+        """Return what a time of this truth may be measured as, if `steps` latenesses may add up in it."""
+        slack = self.mock_late_ms
+        lag = self.summary.generator.lag_ms
+        if self.within_reported and lag is not None:
+            slack = self.mock_late_p99_ms + lag.p99
+        return pytest.approx(truth_ms, abs=max(1.0, truth_ms / 100) + steps * slack)
 
 
 async def measure(tmp_path: Path, plan: HandMade, *arguments: str, limits: Limits | None = None) -> Seen:
@@ -54,68 +69,105 @@ async def measure(tmp_path: Path, plan: HandMade, *arguments: str, limits: Limit
         list(np.diff(at)[border] / MS),
         rows["outcome"].to_pylist(),
         truth["late_ms"]["p50"],
+        truth["late_ms"]["p99"],
     )
 
 
-def close(truth_ms: float, mock_late_ms: float) -> object:
-    return pytest.approx(truth_ms, abs=max(1.0, truth_ms / 100) + mock_late_ms)
+def busy(seen: Seen) -> str | None:
+    """Return why this measurement may be the machine's fault; None if nothing says so."""
+    lag = seen.summary.generator.lag_ms
+    if seen.mock_late_p99_ms > 1:
+        return f"the mock was {seen.mock_late_p99_ms:.1f} ms late (p99)"
+    if lag is not None and lag.p99 > 1:
+        return f"the generator was {lag.p99:.1f} ms late (p99) and says so"
+    load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    return f"load {load:.1f} on {cpus} CPUs" if load > cpus / 2 else None
+
+
+async def hold(
+    tmp_path: Path,
+    holds: Callable[[Seen], None],
+    plan: Callable[[], HandMade],
+    *arguments: str,
+    limits: Limits | None = None,
+) -> None:
+    """Measure, and assert that it is as `holds` says; see the module for a busy machine."""
+    for last in (False, True):
+        folder = tmp_path / ("again" if last else "first")
+        folder.mkdir()
+        seen = await measure(folder, plan(), *arguments, limits=limits)
+        why = busy(seen)
+        seen.within_reported = last and why is not None
+        try:
+            holds(seen)
+        except AssertionError as error:
+            if why is None or last:
+                raise
+            print(f"measured again, since {why}: {str(error).splitlines()[0]}")  # noqa: T201
+        else:
+            return
 
 
 async def test_rhythm_totals_and_rates_are_the_configured_ones(tmp_path):
-    seen = await measure(tmp_path, open_loop(40, every_ms=25, tokens=TOKENS), "--ttft-ms", "80", "--itl-ms", "20")
-    figures, late = seen.summary.figures, seen.mock_late_ms
     lasted_ms = 80 + (TOKENS - 1) * 20
-    assert figures.ttft_ms.min == close(80, late)
-    assert figures.tpot_ms.p50 == close(20, late)
-    assert figures.itl_ms.p50 == close(20, late)
-    assert figures.e2e_ms.min == close(lasted_ms, late)
-    assert np.median(seen.chunk_gaps_ms) == close(20, late)
-    assert figures.output_tokens == 40 * TOKENS
     whole_s = (39 * 25 + lasted_ms) / 1e3
-    assert figures.output_tokens_per_s == pytest.approx(40 * TOKENS / whole_s, rel=0.01 + late / 1e3)
-    assert seen.outcomes == ["finished"] * 40
+
+    def holds(seen: Seen) -> None:
+        figures = seen.summary.figures
+        assert figures.output_tokens == 40 * TOKENS
+        assert seen.outcomes == ["finished"] * 40
+        assert figures.ttft_ms.min == seen.close(80)
+        assert figures.tpot_ms.p50 == seen.close(20)
+        assert figures.itl_ms.p50 == seen.close(20)
+        assert figures.e2e_ms.min == seen.close(lasted_ms)
+        assert np.median(seen.chunk_gaps_ms) == seen.close(20)
+        assert figures.output_tokens_per_s == pytest.approx(
+            40 * TOKENS / whole_s, rel=0.01 + seen.mock_late_p99_ms / 1e3
+        )
+
+    await hold(tmp_path, holds, lambda: open_loop(40, every_ms=25, tokens=TOKENS), "--ttft-ms", "80", "--itl-ms", "20")
 
 
 async def test_an_injected_stall_is_the_largest_gap_of_every_stream_and_nothing_else_changes(tmp_path):
-    seen = await measure(
-        tmp_path, open_loop(20, tokens=TOKENS), "--ttft-ms", "50", "--itl-ms", "20", "--stall-at", "10:400"
-    )
-    late = seen.mock_late_ms
-    assert seen.summary.figures.largest_gap_ms.p50 == close(420, late)
-    assert seen.summary.figures.ttft_ms.min == close(50, late)
-    assert seen.summary.figures.e2e_ms.min == close(50 + 39 * 20 + 400, late)
-    assert np.median(seen.chunk_gaps_ms) == close(20, late)
+    def holds(seen: Seen) -> None:
+        assert seen.summary.figures.largest_gap_ms.p50 == seen.close(420)
+        assert seen.summary.figures.ttft_ms.min == seen.close(50)
+        assert seen.summary.figures.e2e_ms.min == seen.close(50 + 39 * 20 + 400)
+        assert np.median(seen.chunk_gaps_ms) == seen.close(20)
+
+    mock = ("--ttft-ms", "50", "--itl-ms", "20", "--stall-at", "10:400")
+    await hold(tmp_path, holds, lambda: open_loop(20, tokens=TOKENS), *mock)
 
 
 async def test_a_stall_of_the_whole_server_is_seen_by_all_streams_that_run(tmp_path):
-    seen = await measure(
-        tmp_path,
-        open_loop(20, every_ms=1, tokens=TOKENS),
-        "--ttft-ms",
-        "50",
-        "--itl-ms",
-        "20",
-        "--stall-at",
-        "0.4s:300",
-    )
-    assert seen.summary.figures.largest_gap_ms.p50 == close(320, seen.mock_late_ms)
+    def holds(seen: Seen) -> None:
+        assert seen.summary.figures.largest_gap_ms.p50 == seen.close(320)
+
+    mock = ("--ttft-ms", "50", "--itl-ms", "20", "--stall-at", "0.4s:300")
+    await hold(tmp_path, holds, lambda: open_loop(20, every_ms=1, tokens=TOKENS), *mock)
 
 
 async def test_chunks_of_several_tokens_have_their_own_gaps_and_no_token_is_lost(tmp_path):
-    arguments = ("--ttft-ms", "60", "--itl-ms", "10", "--tokens-per-chunk", "4")
-    seen = await measure(tmp_path, open_loop(20, tokens=TOKENS), *arguments)
-    figures, late = seen.summary.figures, seen.mock_late_ms
-    assert figures.output_tokens == 20 * TOKENS
-    assert np.median(seen.chunk_gaps_ms) == close(40, late)
-    assert len(seen.chunk_gaps_ms) == 20 * (TOKENS // 4 - 1)
-    assert figures.tpot_ms.p50 == close(9 * 40 / (TOKENS - 1), late)
-    assert figures.ttft_ms.min == close(60, late)
+    def holds(seen: Seen) -> None:
+        figures = seen.summary.figures
+        assert figures.output_tokens == 20 * TOKENS
+        assert len(seen.chunk_gaps_ms) == 20 * (TOKENS // 4 - 1)
+        assert np.median(seen.chunk_gaps_ms) == seen.close(40)
+        assert figures.tpot_ms.p50 == seen.close(9 * 40 / (TOKENS - 1))
+        assert figures.ttft_ms.min == seen.close(60)
+
+    mock = ("--ttft-ms", "60", "--itl-ms", "10", "--tokens-per-chunk", "4")
+    await hold(tmp_path, holds, lambda: open_loop(20, tokens=TOKENS), *mock)
 
 
 async def test_jitter_is_not_smoothed(tmp_path):
-    seen = await measure(tmp_path, open_loop(40, tokens=TOKENS), "--itl-ms", "20", "--jitter-ms", "10")
-    # Two independent uniform delays of 0 to 10 ms: the gap's standard deviation is 10 / sqrt(6).
-    assert np.std(seen.chunk_gaps_ms) == pytest.approx(10 / 6**0.5, abs=1 + seen.mock_late_ms)
+    def holds(seen: Seen) -> None:
+        # Two independent uniform delays of 0 to 10 ms: the gap's standard deviation is 10 / sqrt(6).
+        assert np.std(seen.chunk_gaps_ms) == pytest.approx(
+            10 / 6**0.5, abs=1 + (seen.mock_late_p99_ms if seen.within_reported else seen.mock_late_ms)
+        )
+
+    await hold(tmp_path, holds, lambda: open_loop(40, tokens=TOKENS), "--itl-ms", "20", "--jitter-ms", "10")
 
 
 async def test_each_broken_stream_is_counted_as_what_the_mock_made_of_it_and_enters_no_latency(tmp_path):
@@ -141,13 +193,12 @@ async def test_a_server_beyond_its_limit_refuses_and_each_refusal_is_counted(tmp
 
 async def test_latency_counts_from_when_a_request_was_due(tmp_path):
     """With one place and 300 ms of work each, the last of three requests waits 600 ms until it is sent."""
-    seen = await measure(
-        tmp_path,
-        open_loop(3, every_ms=1, tokens=1),
-        *("--ttft-ms", "300"),
-        limits=Limits(max_in_flight=1),
-    )
-    figures = seen.summary.figures
-    assert figures.ttft_ms.max == close(3 * 300 - 2, 3 * seen.mock_late_ms + 3)
-    assert figures.ttft_ms.min == close(300, seen.mock_late_ms)
-    assert figures.ttft_from_sent_ms.max < 400
+
+    def holds(seen: Seen) -> None:
+        figures = seen.summary.figures
+        assert figures.ttft_ms.max == seen.close(3 * 300 - 2 + 1.5, steps=6)
+        assert figures.ttft_ms.min == seen.close(300)
+        assert figures.ttft_from_sent_ms.max < 500  # not the 600 ms that it waited for its place
+
+    one_place = Limits(max_in_flight=1)
+    await hold(tmp_path, holds, lambda: open_loop(3, every_ms=1, tokens=1), "--ttft-ms", "300", limits=one_place)

@@ -94,3 +94,18 @@ def test_a_group_without_a_change_is_named(tmp_path: Path):
     write_run(tmp_path, "near-1", [steady(0, 60)])
     with pytest.raises(MeasurementError, match="no arm that begins with 'near-' has a change"):
         analyse(Growth(kind="growth", groups=("near-",)), read(tmp_path, "near-1"))
+
+
+def test_the_band_holds_the_line_and_is_narrowest_in_the_middle():
+    line = fit([0, 1, 2, 3, 4], [0.1, 0.9, 2.2, 2.8, 4.1])
+    assert line is not None
+    widths = []
+    for x in (0.0, 2.0, 4.0):
+        y, low, high = line.at(x)
+        assert low < y < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] == pytest.approx(widths[2])
+    # At x = 0 the reach is t * s * sqrt(1/n + mean² / spread), with t = 3.182 for three degrees of freedom.
+    residuals = [y - (0.04 + 0.99 * x) for x, y in enumerate([0.1, 0.9, 2.2, 2.8, 4.1])]
+    s = (sum(r * r for r in residuals) / 3) ** 0.5
+    assert widths[0] / 2 == pytest.approx(3.182 * s * (1 / 5 + 4 / 10) ** 0.5, rel=1e-3)
