@@ -28,6 +28,16 @@ _ROLES = {
     "AS": "as",
 }
 _MOST = 6
+_BOUNDS = frozenset(
+    {
+        ("latency", "max"),
+        ("latency", "bare"),
+        ("latency", "over"),
+        ("bandwidth", "min"),
+        ("bandwidth", "bare"),
+        ("bandwidth", "under"),
+    }
+)
 _UNITS = {"ms": 1.0, "s": 1000.0, "mbps": 1.0, "gbps": 1000.0}
 
 
@@ -53,6 +63,9 @@ class Complements:
                 if len(found) > 60:
                     break
             filled = self._p.skip(first, "FILLER", "HARD")
+            for last, value in self._p.lex(filled, "CORR"):  # "must not be used either"
+                if value == "either" and (last >= len(self._p.tokens) or self._p.tokens[last].kind == "mark"):
+                    filled = last
             if filled > first and depth > 0:
                 found.append((filled, ()))
             found.append((first, ()))
@@ -80,6 +93,10 @@ class Complements:
                     continue
                 negated = complement.negated or how == "nor"
                 yield last, replace(complement, linked="but" if how == "but" else how, negated=negated)
+        for start, _ in p.lex(comma, "RATHER"):  # in Germany rather than in France
+            for last, complement in self.one(start):
+                if not complement.negated and not complement.only:
+                    yield last, replace(complement, linked="but", negated=True)
         for start, _ in p.lex(comma, "EXCEPT", "BUTEX"):
             for last, groups in p.list(start):
                 if all((group.kind or "") in WORKLOADS for group in groups):
@@ -111,6 +128,8 @@ class Complements:
             only, negated, soft = only or category == "ONLY", negated or category == "NEG", soft or category == "SOFT"
             position = last
         for last, complement in self._plain(position):
+            if negated and complement.negated:
+                continue
             marked = replace(
                 complement,
                 only=only or complement.only,
@@ -129,7 +148,7 @@ class Complements:
             behind = (
                 end >= len(p.tokens)
                 or p.tokens[end].kind == "mark"
-                or bool(p.lex(end, "AND", "BUT", "BETWEEN", "FROM"))
+                or bool(p.lex(end, "AND", "BUT", "BETWEEN", "FROM", "MODAL"))
             )
             if behind:
                 yield end, replace(complement, only=True)
@@ -144,11 +163,15 @@ class Complements:
         yield from self._measure(first)
         for category, role in _ROLES.items():
             for start, _ in p.lex(first, category):
-                yield from self._preposition(start, role)
+                word = " ".join(token.norm for token in p.tokens[first:start])
+                for last, complement in self._preposition(start, role):
+                    yield last, replace(complement, word=word)
         for last, value in p.lex(first, "TOGETHER"):
             yield last, Complement(value, ())
         for last, _ in p.lex(first, "EACHOTHER"):
             yield last, Complement("each", ())
+        for last, _ in p.lex(first, "BOTHDIR"):
+            yield last, Complement("bothways", ())
         for last, _ in p.lex(first, "TRANSIT"):
             yield last, Complement("transit", ())
         for last, _ in p.lex(first, "ATREST"):
@@ -198,9 +221,8 @@ class Complements:
         for start in dict.fromkeys(starts):
             begins = [start, *(p.skip(last, "OF") for last, _ in p.lex(start, "LATENCY"))]
             for begin in begins:
-                for side in ("ATMOST", "ATLEAST"):
-                    for last, _ in p.lex(begin, side):
-                        yield from self._quantity(last, "max" if side == "ATMOST" else "min")
+                for last, value in p.lex(begin, "ATMOST", "ATLEAST", "BEYOND"):
+                    yield from self._quantity(last, value)
 
     def _quantity(self, first: int, bound: str) -> Iterator[tuple[int, Complement]]:
         p = self._p
@@ -221,8 +243,13 @@ class Complements:
         except ValueError:
             return
         for last, unit in units:
+            if any(token.text[:2] in {"MB", "GB", "KB"} for token in p.tokens[first + 1 : last]) or "B" in text[-4:-1]:
+                continue  # bytes
             kind = "latency" if unit in {"ms", "s"} else "bandwidth"
-            if (kind, bound) in {("latency", "max"), ("bandwidth", "min"), ("latency", "bare")}:
+            if (kind, bound) in _BOUNDS:
+                more = [end for end, value in p.lex(last, "MORELESS") if value == kind] if bound == "bare" else []
+                if more:
+                    yield more[0], Complement(kind, (), number=number * _UNITS[unit], verb_role="")
                 stop = p.skip(last, "OF")
                 behind = p.lex(stop, "LATENCY")
                 measure = Complement(kind, (), number=number * _UNITS[unit], verb_role=bound)

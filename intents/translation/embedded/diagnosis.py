@@ -140,7 +140,7 @@ def _measured(tokens: Sequence[Token], index: int) -> bool:
     behind = [token.norm for token in tokens[index + 1 : index + 3]]
     if behind and tokens[index + 1].glue == ".":
         behind = behind[1:]
-    return any(category == "UNIT" for word in behind[:1] for category, _ in lexicon().get((word,), ()))
+    return any(category == "UNIT" for size in (1, 2) for category, _ in lexicon().get(tuple(behind[:size]), ()))
 
 
 def _of_migration(tokens: Sequence[Token], start: int) -> bool:

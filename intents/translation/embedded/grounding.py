@@ -97,10 +97,25 @@ class Grounder:
             taken = self.ground(selector.taken, kind, avoid=True, subject=subject)
             if subject and not self._selects(taken.yes, kind):
                 raise refused(RefusalKind.VACUOUS, "the exception matches no workload")
+            if subject and self._selects(base.yes, kind) and not self._selects(both(base.yes, taken.yes), kind):
+                raise refused(RefusalKind.NOT_UNDERSTOOD, "the exception is none of those that it is taken from")
             rest = self._without(taken, kind) if subject else taken.no
             return Grounded(both(base.yes, rest), either(base.no, taken.yes))
         parts = [self.ground(part, kind, avoid=avoid, subject=subject) for part in selector.parts]
+        if selector.how == "same":
+            return self._described(parts[0], parts[1], kind)
         return self._join(selector, parts, avoid=avoid or bool(subject and selector.how == "and" and _names(selector)))
+
+    def _described(self, named: Grounded, described: Grounded, kind: Kind) -> Grounded:
+        """Return the first, if what stands in brackets behind it is true of all of it."""
+        for index, _ in enumerate(self._vocabulary.elements[kind]):
+            if self.holds(named.yes, kind, index) and not self.holds(described.yes, kind, index):
+                raise refused(
+                    RefusalKind.AMBIGUOUS,
+                    "what stands in brackets is not the same as what stands before it",
+                    final=True,
+                )
+        return named
 
     def _join(self, selector: Join, parts: list[Grounded], *, avoid: bool) -> Grounded:
         any_of = Grounded(either(*(part.yes for part in parts)), both(*(part.no for part in parts)))
@@ -108,6 +123,8 @@ class Grounder:
         if selector.how == "or":
             return any_of
         if selector.how == "all":
+            if _exclude_each_other(parts):
+                raise refused(RefusalKind.NOT_UNDERSTOOD, "nothing can be all of this: `and` or `or` is missing")
             return all_of
         keys = [part.yes.keys() for part in parts]
         if avoid or all(each == keys[0] for each in keys):
@@ -320,6 +337,18 @@ class Grounder:
 
 def _of(predicate: Predicate) -> Grounded:
     return Grounded(predicate, opposite(predicate))
+
+
+def _exclude_each_other(parts: list[Grounded]) -> bool:
+    """Whether two parts ask for different values of one label: `Germany, France` without an `or`."""
+    said = [
+        part.yes.any_of[0].all_of[0] for part in parts if len(part.yes.any_of) == 1 == len(part.yes.any_of[0].all_of)
+    ]
+    return any(
+        left.key == right.key and left.op == right.op == "in" and not set(left.values) & set(right.values)
+        for index, left in enumerate(said)
+        for right in said[index + 1 :]
+    )
 
 
 def _names(selector: Join) -> bool:

@@ -53,8 +53,9 @@ def _entries(file: Any) -> Iterator[tuple[Words, Entry]]:
         for noun in nouns:
             yield words(noun), ("NOUN", kind)
     for lemma in verb_class():
-        for form, shape in _forms(lemma, file["irregular"].get(lemma, ())):
-            yield (form,), ("VERB", f"{lemma}:{shape}")
+        verb, _, particle = lemma.partition(" ")  # "cut off": the forms of "cut"
+        for form, shape in _forms(verb, file["irregular"].get(verb, ())):
+            yield words(f"{form} {particle}"), ("VERB", f"{lemma}:{shape}")
     for form in ("end", "ends", "wind", "winds"):
         yield (form, "up"), ("VERB", "land:base")
     yield ("'s",), ("POSS", "of")

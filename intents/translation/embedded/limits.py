@@ -6,6 +6,7 @@ said of whatever the verb is about. Here negation, `only`, `outside`, and lists 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from intents.translation.embedded.vocabulary import Kind, Vocabulary
+
+
+_ON = frozenset({"on", "onto", "upon", "only on"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +57,23 @@ class Limits:
         """
         found: dict[Kind, list[tuple[Grounded, str]]] = {}
         mergeable: set[Kind] = set()
+        after_not = False
         for complement in complements:
             contrast = negated and complement.linked == "but" and not complement.negated
             if negated and complement.negated and complement.linked in {"", "but"}:
                 raise refused(RefusalKind.AMBIGUOUS, "two negations in one clause", "say it with one", final=True)
+            if complement.linked == "or" and after_not and not complement.negated and not negated:
+                raise refused(
+                    RefusalKind.AMBIGUOUS, "it is not clear how far `not` reaches", "repeat it with `nor`", final=True
+                )
+            after_not = complement.negated
             against = (negated and not contrast) or complement.negated
             flip = complement.role == "out"
             for group in complement.groups:
+                if group.ends is not None:
+                    raise refused(
+                        RefusalKind.NOT_UNDERSTOOD, "it is not clear which elements are meant by whose they are"
+                    )
                 if group.quantifier in {"bad", "least"}:
                     raise refused(
                         RefusalKind.NOT_UNDERSTOOD, "such a quantifier of nodes, switches or links is no rule"
@@ -73,6 +87,8 @@ class Limits:
                 turned = against or none
                 for kind in self.kinds(group, default):
                     selector = group.selector
+                    if group.singular and complement.word in _ON:
+                        selector = _named_first(selector, kind)
                     if flip:  # outside the EU except Switzerland: Switzerland is taken from what lies outside
                         outside = isinstance(selector, Minus)
                         selector = (
@@ -100,6 +116,17 @@ class Limits:
     @staticmethod
     def _together(parts: list[tuple[Grounded, str]]) -> Predicate:
         result: list[Predicate] = []
+        keys = {part.yes.keys() for part, _ in parts}
+        if len(keys) == 1 and len(next(iter(keys))) == 1 and {linked for _, linked in parts[1:]} == {",", "or"}:
+            parts = [(part, "or") for part, _ in parts]  # in France, in Germany or in Spain
+        for (before, joined), (part, linked) in itertools.pairwise(parts):
+            if joined == "," and linked == "or" and before.yes.keys() != part.yes.keys():
+                raise refused(
+                    RefusalKind.AMBIGUOUS,
+                    "it is not clear what `or` joins",
+                    "say `either ... or ...`, or two sentences",
+                    final=True,
+                )
         for part, linked in parts:
             same = bool(result) and result[-1].keys() == part.yes.keys() and len(part.yes.keys()) == 1
             if result and (linked == "or" or (linked == "and" and same)):
@@ -184,6 +211,23 @@ class Limits:
             or (isinstance(sense, Pair) and sense.key in {labels.REGION, labels.ZONE, labels.JURISDICTION})
             for sense in self._senses(group.selector)
         )
+
+
+def _named_first(selector: Selector, kind: Kind) -> Selector:
+    """Prefer the element of exactly this name to a label's value: `on hel-1`, where a zone is called so too."""
+    if isinstance(selector, Join):
+        return replace(selector, parts=tuple(_named_first(part, kind) for part in selector.parts))
+    if not isinstance(selector, Said):
+        return selector
+    named = tuple(
+        sense
+        for sense in selector.mention.senses
+        if isinstance(sense, Named) and not sense.plain and (kind, selector.mention.text) in sense.elements
+    )
+    others = [sense for sense in selector.mention.senses if not isinstance(sense, Named)]
+    if not named or not all(isinstance(sense, Valued) for sense in others):
+        return selector
+    return replace(selector, mention=replace(selector.mention, senses=named))
 
 
 def way_points(complement: Complement) -> tuple[Group, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from intents.translation.embedded.senses import Classes, Named, PartOfName, Valued
-from intents.translation.embedded.tree import Everything, Group, Join, Minus, Not, Selector
+from intents.translation.embedded.tree import Everything, Group, Join, Minus, Not, Said, Selector
 
 WORKLOADS = frozenset({"workload", "generic", "data"})
 
@@ -105,4 +105,6 @@ def may_take(base: Group, taken: Group) -> bool:
         return False
     if base.kind in WORKLOADS:
         return taken.kind in WORKLOADS
+    if isinstance(base.selector, Said) and all(isinstance(each, Named) for each in base.selector.mention.senses):
+        return False  # "via s1 but never via s2": nothing can be taken from one element
     return taken.kind is None or taken.kind == base.kind or (base.kind is None and taken.kind == "node")

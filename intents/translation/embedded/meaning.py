@@ -19,11 +19,12 @@ from intents.model.intent import (
     TransferRule,
 )
 from intents.model.refusal import RefusalKind
+from intents.translation.embedded.carriers import CARRIERS, used
 from intents.translation.embedded.grounding import Grounder, refused
 from intents.translation.embedded.limits import Limits
 from intents.translation.embedded.lists import WORKLOADS
 from intents.translation.embedded.rules import Rules
-from intents.translation.embedded.shapes import CARRIERS, plain
+from intents.translation.embedded.shapes import plain
 from intents.translation.embedded.subjects import Subjects, Who
 from intents.translation.embedded.tree import Clause, Complement, Ends, Everything, Group, Minus, Verb, mentions_of
 
@@ -45,6 +46,7 @@ def specs_of(clauses: Sequence[Clause], vocabulary: Vocabulary, grounder: Ground
         Refused: a clause is no limit, or not clear, or this reading makes no sense.
     """
     reader = _Reader(vocabulary, grounder)
+    reader.elliptic = len(clauses) > 1 and all(clause.verbs and clause.verbs[0].kind == "nominal" for clause in clauses)
     for clause in clauses:
         reader.read(clause)
     for mention in (each for clause in clauses for each in mentions_of(clause)):
@@ -78,13 +80,16 @@ class _Reader:
         self._grounder = grounder
         self.rules: list[tuple[Predicate, Rule]] = []
         self._last: Clause | None = None
+        self._read: list[Clause] = []
+        self.elliptic = False
 
     def read(self, clause: Clause) -> None:
         """Add the rules of one clause."""
         if clause.topic:
             self._subjects.remember(self._subjects.resolve(clause.topic))
-        clause = self._gapped(clause)
-        clause = plain(clause)
+        if clause.verbs and clause.verbs[0].kind == "again":
+            return self._again(clause)
+        clause = plain(self._gapped(used(clause)))
         if not clause.subject and clause.imperative and self._last is not None and clause.complements:
             clause = replace(clause, subject=(Group(0, 0, "pronoun"),))  # "...; if possible, pick one in France"
         if not clause.subject:
@@ -95,16 +100,48 @@ class _Reader:
             if len(clause.verbs) == 1 and clause.verbs[0].kind == "excluded":
                 return self._excluded(clause, groups)
             raise refused(RefusalKind.NOT_UNDERSTOOD, "the subject is no workload, traffic or state")
+        for each in clause.complements:
+            pronouns = [group for group in each.groups if group.kind == "pronoun"]
+            if pronouns and each.role != "between" and set(self._subjects.resolve(pronouns)) & set(groups):
+                raise refused(
+                    RefusalKind.AMBIGUOUS, "it is not clear what the pronoun stands for", "name what is meant"
+                )
         clause = self._polarity(replace(clause, subject=groups))
-        who = self._subjects.who(groups)
+        self._ask(clause)
+        self._remember(self._subjects.who(groups))
+        self._last = clause
+        self._read.append(clause)
+        return None
+
+    def _ask(self, clause: Clause) -> None:
+        """Add the rules of a clause whose subject and polarity are settled."""
         soft = clause.soft or any(verb.kind == "prefer" for verb in clause.verbs)
         strength: Strength = "preferred" if soft else "required"
         for verb in clause.verbs:
             for part in self._split(clause):
                 self.rules += self._rules.of(part, verb, self._subjects.who(part.subject), strength)
-        self._remember(who)
-        self._last = clause
-        return None
+
+    def _again(self, clause: Clause) -> None:
+        """Ask the same of others: `and so must B`, `The same holds for B`."""
+        if len(self._read) != 1:
+            raise refused(
+                RefusalKind.AMBIGUOUS, "it is not clear what holds for these too", "say it of both", final=True
+            )
+        before = self._read[0]
+        polarity = clause.verbs[0].lemma
+        if polarity and before.negated != (polarity == "negative"):
+            raise refused(RefusalKind.AMBIGUOUS, "it is not clear whether this is to hold or not to hold", final=True)
+        if before.subject_only:
+            raise refused(RefusalKind.AMBIGUOUS, "`only` of two cannot hold of both", "say it of both", final=True)
+        pronouns = any(
+            group.kind == "pronoun" or group.ends is not None for each in before.complements for group in each.groups
+        )
+        if pronouns or any((group.kind or "") not in WORKLOADS or group.ends is not None for group in before.subject):
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear what holds for these too", "say it of both")
+        again = replace(before, subject=self._subjects.resolve(clause.subject))
+        self._ask(again)
+        self._subjects.remember((*before.subject, *again.subject))
+        self._read.append(again)
 
     @staticmethod
     def _excepted(groups: tuple[Group, ...], clause: Clause) -> tuple[Group, ...]:
@@ -143,6 +180,8 @@ class _Reader:
             modal = clause.modal or before.modal
             if not quantified:
                 return replace(clause, verbs=before.verbs, modal=modal, soft=clause.soft or before.soft)
+        if clause.complements and all(each.role in {"latency", "bandwidth"} for each in clause.complements):
+            return replace(clause, verbs=(Verb("have", "have"),), modal="must")
         if not clause.complements:  # "no traffic between A and B"
             return replace(clause, verbs=(Verb("pass", "cross"),), modal="must")
         limited = (
@@ -152,7 +191,9 @@ class _Reader:
             or any(each.only or each.negated or each.role in {"out", "without"} for each in clause.complements)
         )
         none = any(group.quantifier == "none" for group in clause.subject)
-        if limited or none or clause.soft:
+        wanted = self.elliptic or (before is None and clause.modal == "must")
+        said = wanted and all(each.role == "in" for each in clause.complements)
+        if limited or none or clause.soft or said:
             return replace(clause, verbs=(Verb("stay", "stay"),), modal=clause.modal or "must")
         raise refused(RefusalKind.NOT_UNDERSTOOD, "a verb is missing")
 
@@ -193,6 +234,8 @@ class _Reader:
                 "say `may only ...` or `must ...`",
                 final=True,
             )
+        if any(each.negated and each.only for each in clause.complements):
+            raise refused(RefusalKind.AMBIGUOUS, "`not only` can be read in two ways", final=True)
         if negated and only:
             raise refused(RefusalKind.AMBIGUOUS, "`not` and `only` in one clause can be read in two ways", final=True)
         if clause.subject_only:

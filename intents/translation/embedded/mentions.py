@@ -117,6 +117,12 @@ class Spotter:
         said = words(inside)
         exact = tuple(each for each in self._vocabulary.names.get(said, ()) if each[1] == inside)
         names = exact or tuple(self._vocabulary.names.get(said, ()))
+        key, equals, value = inside.partition("=")
+        if not names and equals and value and (keys := self._vocabulary.keys.get(words(key.rstrip("!").strip()))):
+            pairs = tuple(
+                Pair(each, (value.strip(),), key.endswith("!")) for each in sorted({name for _, name in keys})
+            )
+            return [Mention(first, first + 1, self._text(first, first + 1), pairs)]
         senses: list[Sense] = [Named(names)] if names else []
         if not names:
             senses = self._words_senses(said, plural=False)
@@ -148,6 +154,9 @@ class Spotter:
         written = self._tokens[value].norm if self._tokens[value].kind == "quoted" else self._text(value, end)
         if operator == ":" and not keys:
             return []
+        known = {value.casefold() for kind, key in keys for value in self._vocabulary.values_of.get((kind, key), ())}
+        if operator == ":" and written.casefold() not in known:
+            return []  # "Patient data: EU only" is no label
         full = sorted({key for _, key in keys}) or [written_key]
         senses = tuple(Pair(key, (written,), operator == "!=") for key in full)
         return [Mention(first, end, self._text(first, end), senses)]

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from intents.translation.embedded.lists import WORKLOADS, bare_kind, limited, may_take, merge
-from intents.translation.embedded.modifiers import Modifiers
-from intents.translation.embedded.reading import MOST, distinct
+from intents.translation.embedded.owned import Owned
+from intents.translation.embedded.reading import distinct
 from intents.translation.embedded.senses import Named, PartOfName, Valued
 from intents.translation.embedded.tree import Ends, Everything, Group, Join, Minus, Said, Selector
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _FLOWS = frozenset({"traffic", "network", "data", "migration", "link", "measure"})
 
 
-class Phrases(Modifiers):
+class Phrases(Owned):
     """Reads phrases of one sentence."""
 
     def __init__(self, tokens: Sequence[Token], spotter: Spotter, vocabulary: Vocabulary) -> None:
@@ -54,6 +54,9 @@ class Phrases(Modifiers):
             yield from self._postmodified(group, last)
             for end, more in self._ends(replace(group, kind="traffic"), last):  # everything between A and B
                 yield end, replace(more, last=end)
+        for last, value in self.lex(first, "QUANT"):  # all but website
+            if value == "all" and self.lex(last, "BUTEX", "EXCEPT"):
+                yield last, Group(first, last, "workload", quantifier="all", plural=True)
         yield from self._pronouns(first)
         if article == "this":
             return
@@ -87,12 +90,22 @@ class Phrases(Modifiers):
                 yield mention.last, group
 
     def _pronouns(self, first: int) -> Iterator[tuple[int, Group]]:
-        for last, _ in self.lex(first, "PRON"):
-            yield last, Group(first, last, "pronoun")
-        for last, _ in self.lex(first, "POSSPRON"):
-            for end, value in self.lex(last, "NOUN"):
-                owner = Group(first, last, "pronoun")
-                yield from self._postmodified(Group(first, end, value, ends=Ends(owner=(owner,))), end)
+        for start, quantifier in self._portions(first):
+            for last, _ in self.lex(start, "PRON"):
+                yield last, Group(first, last, "pronoun", quantifier=quantifier)
+            for last, _ in self.lex(start, "POSSPRON"):
+                begin, direction = last, ""
+                for end, value in self.lex(last, "DIRECTION"):
+                    begin, direction = end, value
+                owner = Group(start, last, "pronoun")
+                for end, value, _ in self._heads(begin):
+                    group = Group(
+                        first, end, value, quantifier=quantifier, ends=Ends(owner=(owner,)), direction=direction
+                    )
+                    yield from self._postmodified(group, end)
+        for last, value in self.lex(first, "CORR"):
+            if value == "neither" and self.lex(last, "MODAL"):  # "Neither may talk to website."
+                yield last, Group(first, last, "pronoun", quantifier="none")
         # "these workloads", "this data", "the same pods": a pronoun with a noun.
         for last, _ in self.lex(first, "DET", "PRON"):
             words = {token.norm for token in self.tokens[first:last]}
@@ -121,7 +134,11 @@ class Phrases(Modifiers):
             category = next(
                 c for e, c, v in self._at(position) if e == last and v == value and c in {"QUANT", "NUM", "DET", "OF"}
             )
-            if category == "QUANT":
+            if category == "QUANT" and value == "least 1":
+                quantifier, number = ("least", 1) if not quantifier else ("bad", 0)
+            elif category == "QUANT" and value == "one of" and quantifier == "least":
+                number = 1
+            elif category == "QUANT":
                 quantifier = value if not quantifier else "bad"
             elif category == "NUM":
                 number = int(value)
@@ -171,7 +188,8 @@ class Phrases(Modifiers):
             start, direction = end, value
             break
         for end, kind, _ in self._heads(start):
-            if kind.startswith(("traffic", "state", "network", "migration", "data", "link", "measure")):
+            owned = ("traffic", "state", "network", "migration", "data", "link", "measure")
+            if kind.startswith(owned) or (kind in {"node", "switch"} and owner.kind in WORKLOADS):
                 group = Group(
                     owner.first, end, kind, ends=Ends(owner=(owner,)), quantifier=owner.quantifier, direction=direction
                 )
@@ -243,8 +261,6 @@ class Phrases(Modifiers):
             if self.skip(first, "DET") > first or self.tokens[last - 1].norm.endswith("s"):
                 yield last, Group(first, last, f"topology:{topology}", relation="")
 
-    # what follows the head
-
     def _postmodified(self, group: Group, last: int) -> Iterator[tuple[int, Group]]:
         for end, more in self._postmodifiers(group, last):
             yield from self._postmodified(more, end)
@@ -254,66 +270,26 @@ class Phrases(Modifiers):
         kind = group.kind or ""
         if kind in _FLOWS or kind == "switch" or kind.startswith("state"):
             yield from self._ends(group, last)
+        comma = last + 1 if self.mark(last, ",") else last
+        if group.ends is not None and (group.ends.target or group.ends.owner):
+            for end, _ in self.lex(comma, "BOTHDIR"):
+                ends = group.ends if group.ends.owner else replace(group.ends, mutual=True)
+                yield (end + 1 if self.mark(end, ",") else end), replace(group, ends=ends, direction="")
+        if self.mark(last, ",") and self.tokens[last].text == "(":
+            yield from self._described(group, last + 1)
+        if kind in {"node", "switch", "link"} and group.ends is None:
+            yield from self._carrying(group, last)
         if kind in {"node", "switch", "link", "network", "workload", "generic", "data"}:
-            for end, selector in self._conditions(last, kind):
+            for end, selector in self.conditions(last, kind):
                 yield end, limited(group, selector)
         if not kind and group.singular and isinstance(group.selector, Everything):  # "one in France"
-            for end, selector in self._conditions(last, "node"):
+            for end, selector in self.conditions(last, "node"):
                 yield end, replace(group, selector=selector)
         if not kind:
             for start, _ in self.lex(last, "OF", "IN"):  # the edge of provider acme, region x of aws
                 for end, inner in self.group(self.skip(start, "DET")):
                     if inner.kind is None and not inner.quantifier:
                         yield end, limited(group, inner.selector)
-
-    def _ends(self, group: Group, last: int) -> Iterator[tuple[int, Group]]:
-        ends = group.ends or Ends()
-        if group.kind in {"link", "switch"} and group.ends is None:  # every link on the path between A and B
-            for start, _ in self.lex(last, "IN", "OF"):
-                for end, inner in self.group(start):
-                    if inner.kind in {"network", "traffic"} and inner.ends is not None:
-                        yield end, replace(group, ends=inner.ends)
-        for start, _ in self.lex(last, "BETWEEN"):
-            if ends.mutual:
-                break
-            for end, left in self.group(start):
-                for middle, value in self.lex(end, "AND"):
-                    if value == "and":
-                        for stop, right in self.list(middle):
-                            yield stop, replace(group, ends=replace(ends, source=(left,), target=right, mutual=True))
-                yield end, replace(group, ends=replace(ends, source=(left,), target=(left,), mutual=True))
-        if ends.owner and not ends.source and not ends.target:
-            for start, _ in self.lex(last, "BOTHWAYS"):
-                for end, groups in self.list(start):
-                    if self._workloads(groups):
-                        yield end, replace(group, ends=Ends(source=ends.owner, target=groups, mutual=True))
-        if not ends.source and group.kind != "switch":
-            for start, _ in self.lex(last, "FROM", "ENDPOINTS"):
-                for end, groups in self.list(start):
-                    if self._workloads(groups):
-                        yield end, replace(group, ends=replace(ends, source=groups))
-        if not ends.target and group.kind != "switch":
-            for start, _ in self.lex(last, "INTO", "TOWARDS", "TO"):
-                for end, groups in self.list(start):
-                    if self._workloads(groups):
-                        yield end, replace(group, ends=replace(ends, target=groups))
-        if not ends.owner and not ends.source and group.kind != "switch":
-            for start, _ in self.lex(last, "OF", "FOR"):
-                for end, groups in self.list(start):
-                    if self._workloads(groups):
-                        yield end, replace(group, ends=replace(ends, owner=groups))
-
-    @staticmethod
-    def _workloads(groups: tuple[Group, ...]) -> bool:
-        return all((group.kind or "") in WORKLOADS | {"pronoun", "node"} for group in groups)
-
-    def ended(self, group: Group, last: int) -> list[tuple[int, Group]]:
-        """Read `from A to B` or `between A and B` behind a group; all readings."""
-        found: list[tuple[int, Group]] = []
-        for end, more in self._ends(group, last):
-            found += self.ended(more, end)
-            found.append((end, more))
-        return sorted(found, key=lambda each: -each[0])[:MOST]
 
     # lists
 
@@ -329,6 +305,11 @@ class Phrases(Modifiers):
         if corr and (corr[0][1] != "neither"):
             for last, groups in self.list(corr[0][0]):
                 yield last, groups
+        for start, number in self._least_of(first):
+            for last, groups in self.list(start):
+                one = groups[0]
+                if len(groups) == 1 and one.kind == "workload" and one.singular and isinstance(one.selector, Join):
+                    yield last, (replace(one, first=first, quantifier="least", number=number, singular=False),)
         for last, group in self.group(first):
             for end, groups, _ in self._further(last, (group,), ""):
                 yield from self._excepted(end, groups)

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from intents.translation.embedded.vocabulary import Kind
 
-Made: TypeAlias = list[tuple[Predicate, PlacementRule | SpreadRule | RouteRule | IsolationRule | TransferRule]]
+Rule: TypeAlias = PlacementRule | SpreadRule | RouteRule | IsolationRule | TransferRule
+Made: TypeAlias = list[tuple[Predicate, Rule]]
 
 NETWORK: tuple[Kind, ...] = ("switch", "link")
 _LIMITING = frozenset({"in", "out", "via", "object", "to", "by", "with", "without", "of"})
@@ -44,7 +45,7 @@ class Routing:
 
     @staticmethod
     def _stays(complements: Sequence[Complement]) -> None:
-        if any(isinstance(group.selector, Minus) for each in complements for group in each.groups):
+        if any(each.negated or isinstance(group.selector, Minus) for each in complements for group in each.groups):
             raise refused(
                 RefusalKind.AMBIGUOUS,
                 "it is not clear what the exception is taken from",
@@ -97,6 +98,10 @@ class Routing:
         if len(peers) != 1:
             raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear between whom the packets pass")
         role, groups = peers[0]
+        ends = who.groups[0].ends if len(who.groups) == 1 else None
+        if who.kind == "flows" and role == "to" and ends is not None and ends.source and not ends.owner:
+            subjects = self._subjects.workloads(ends.source)  # "packets from A must reach B within ..."
+            return [Flow(subjects, self._subjects.peers(groups), "from_subjects")], rest
         direction = {"to": "from_subjects", "from": "to_subjects"}.get(role, "both")
         owners = tuple(owner for group in who.groups for owner in (group.ends.owner if group.ends else (group,)))
         bare = all(
@@ -136,7 +141,8 @@ class Routing:
             self._stays(complements)
             flows, rest = self._flows(who, complements)
             return self._restrict(flows, self._limiting(rest), negated=False, strength=strength)
-        if verb.kind in {"stay", "run", "confine", "nominal", "be"}:
+        vias = any(each.role == "via" for each in complements)
+        if verb.kind in {"stay", "run", "confine", "nominal", "be"} and not (vias and verb.kind == "run"):
             flows, rest = self._flows(who, complements)
             if negated and not rest and verb.kind in {"run", "be"}:
                 return self._isolated(flows, strength)
@@ -278,9 +284,16 @@ class Routing:
             for each in rest
             if not (each.role in {"object", "with"} and all(g.kind == "measure" for g in each.groups))
         ]
-        bare = [each for each in complements if each.verb_role == "bare"]
-        exceeds = verb.lemma == "exceed" and clause.negated
-        if rest or clause.negated != exceeds or (exceeds and len(bare) != 1) or (bare and not exceeds):
+        measures = [each for each in complements if each.role in {"latency", "bandwidth"}]
+        rest = [each for each in rest if not (each.role == "object" and all(_says_nothing(g) for g in each.groups))]
+        bound = {each.verb_role for each in measures}
+        if clause.negated:  # must not exceed 20 ms, must not take longer than 20 ms, must not fall below 1 Gbps
+            clear = bound <= {"over", "under"} or (
+                verb.lemma == "exceed" and bound == {"bare"} and all(each.role == "latency" for each in measures)
+            )
+        else:
+            clear = bound <= {"max", "min", ""} and verb.lemma != "exceed"
+        if rest or not clear or any(each.negated or each.only for each in measures):
             raise refused(RefusalKind.NOT_UNDERSTOOD, "the bound is not clear")
         latency = [each.number for each in complements if each.role == "latency"]
         bandwidth = [each.number for each in complements if each.role == "bandwidth"]
@@ -324,6 +337,14 @@ class Routing:
         ]
 
     # isolation
+
+
+def _says_nothing(group: Group) -> bool:
+    """Whether it is "links", "the path" or "packets" beside a bound."""
+    kinds = {"link", "network", "traffic"}
+    return (
+        group.kind in kinds and isinstance(group.selector, Everything) and group.ends is None and not group.quantifier
+    )
 
 
 def negated_of(clause: Clause) -> Clause:

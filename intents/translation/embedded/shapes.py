@@ -1,7 +1,7 @@
 """Other shapes of a clause, turned into the plain one: subject, verb, complements.
 
-Imperatives ("keep billing in Germany"), carriers as subjects ("no US switch may carry patient data"), agents of a
-passive ("be processed by trusted nodes"), and end points that stand behind the verb.
+Imperatives ("keep billing in Germany"), carriers as subjects (`carriers`), agents of a passive ("be processed by
+trusted nodes"), and end points that stand behind the verb.
 """
 
 from __future__ import annotations
@@ -9,16 +9,26 @@ from __future__ import annotations
 from dataclasses import replace
 
 from intents.model.refusal import RefusalKind
+from intents.translation.embedded.carriers import about, turned
 from intents.translation.embedded.grounding import refused
-from intents.translation.embedded.lists import WORKLOADS
-from intents.translation.embedded.tree import Clause, Complement, Ends, Group
-
-CARRIERS = frozenset({"node", "switch", "link", "network", "place"})
+from intents.translation.embedded.tree import Clause, Complement, Ends, Everything, Group, Verb
 
 
 def plain(clause: Clause) -> Clause:
     """Return the clause with the subject that its rules are about."""
-    return _measured(_agent(_converse(_imperative(clause))))
+    return _measured(_agent(turned(_kept_out(_imperative(clause)))))
+
+
+def _kept_out(clause: Clause) -> Clause:
+    """Read "exclude ledger from US nodes", "ban ledger from the US" as that it must not run there."""
+    out = len(clause.verbs) == 1 and clause.verbs[0].lemma in {"exclude", "ban", "bar"}
+    froms = [each for each in clause.complements if each.role == "from"]
+    if not out or clause.negated or clause.only or len(froms) != len(clause.complements) or not froms:
+        return clause
+    if not all(about(group) for group in clause.subject) or any(about(g) for each in froms for g in each.groups):
+        return clause
+    places = tuple(replace(each, role="in") for each in froms)
+    return replace(clause, verbs=(Verb("run", "run"),), negated=True, complements=places, modal="must")
 
 
 def _imperative(clause: Clause) -> Clause:
@@ -28,8 +38,8 @@ def _imperative(clause: Clause) -> Clause:
     subjects: tuple[Group, ...] = ()
     rest: list[Complement] = []
     for each in clause.complements:
-        about = bool(each.groups) and all(_about(group) for group in each.groups)
-        if not subjects and about and each.role == "object" and not each.negated:
+        is_about = bool(each.groups) and all(about(group) for group in each.groups)
+        if not subjects and is_about and each.role == "object" and not each.negated:
             subjects = each.groups
             if each.only:
                 rest.append(Complement("focus", ()))
@@ -37,18 +47,16 @@ def _imperative(clause: Clause) -> Clause:
             rest.append(each)
     if not subjects:
         for each in rest:
-            if each.groups and each.role in {"for", "of"} and all(_about(group) for group in each.groups):
+            if each.groups and each.role in {"for", "of"} and all(about(group) for group in each.groups):
                 subjects = each.groups
                 rest.remove(each)
                 break
     if not subjects:
         for each in rest:
             if each.role == "between":
-                source, target = each.groups[:1], each.groups[1:] or each.groups[:1]
-                flow = Group(0, 0, "traffic", ends=Ends(source=source, target=target, mutual=True))
                 rest.remove(each)
-                return replace(clause, subject=(flow,), complements=tuple(rest))
-    by_role = {each.role: each for each in rest if each.role in {"from", "to"} and all(_about(g) for g in each.groups)}
+                return replace(clause, subject=(flow_between(each),), complements=tuple(rest))
+    by_role = {each.role: each for each in rest if each.role in {"from", "to"} and all(about(g) for g in each.groups)}
     if not subjects and len(by_role) == 2:
         flow = Group(0, 0, "traffic", ends=Ends(source=by_role["from"].groups, target=by_role["to"].groups))
         rest = [each for each in rest if each not in by_role.values()]
@@ -60,69 +68,17 @@ def _imperative(clause: Clause) -> Clause:
     return replace(clause, subject=subjects, complements=tuple(rest))
 
 
-def _about(group: Group) -> bool:
-    kind = group.kind or ""
-    return (
-        kind in WORKLOADS | {"traffic", "migration", "pronoun", "pronoun:traffic"}
-        or kind.startswith("state")
-        or (kind in {"network", "link"} and group.ends is not None)
-    )
-
-
-def _converse(clause: Clause) -> Clause:
-    """Turn "no US switch may carry patient data" round: the data is the subject, the switch what is limited."""
-    carriers = clause.subject and all(
-        (group.kind or "place") in CARRIERS and group.ends is None for group in clause.subject
-    )
-    if not carriers or any(verb.passive for verb in clause.verbs):
-        return clause
-    objects = [
-        each
-        for each in clause.complements
-        if each.role in {"object", "for"} and each.groups and all(_about(g) for g in each.groups)
-    ]
-    if len(objects) != 1:
-        return clause
-    verbs = tuple(
-        replace(verb, kind="cross" if verb.kind in {"cross", "send", "receive"} else "run") for verb in clause.verbs
-    )
-    carries = any((group.kind or "") in {"switch", "link", "network"} for group in clause.subject)
-    verbs = tuple(replace(verb, kind="cross") if carries else verb for verb in verbs)
-    if not carries and any(verb.kind == "cross" for verb in verbs) and all(g.kind == "node" for g in clause.subject):
-        verbs = tuple(replace(verb, kind="run") for verb in verbs)
-    none = all(group.quantifier == "none" for group in clause.subject)
-    negated = clause.negated or none or clause.modal == "ban"
-    if not negated and not clause.subject_only and not clause.only:
-        raise refused(
-            RefusalKind.AMBIGUOUS,
-            "it is not said that only these may, so it limits nothing for certain",
-            "put `only` in front of them",
-        )
-    if negated and clause.subject_only:
-        raise refused(RefusalKind.AMBIGUOUS, "`not` and `only` in one clause can be read in two ways")
-    rest = tuple(each for each in clause.complements if each is not objects[0])
-    role = "via" if any(verb.kind == "cross" for verb in verbs) else "in"
-    carriers_groups = tuple(replace(group, quantifier="") for group in clause.subject)
-    subject = tuple(
-        replace(group, quantifier="" if group.quantifier in {"any", "none"} else group.quantifier)
-        for group in objects[0].groups
-    )
-    return replace(
-        clause,
-        subject=subject,
-        subject_only=False,
-        negated=negated,
-        modal="must",
-        verbs=verbs,
-        complements=(Complement(role, carriers_groups, only=not negated), *rest),
-    )
+def flow_between(complement: Complement) -> Group:
+    """Return the packets that `between A and B` speaks of."""
+    source, target = complement.groups[:1], complement.groups[1:] or complement.groups[:1]
+    return Group(0, 0, "traffic", ends=Ends(source=source, target=target, mutual=True))
 
 
 def _agent(clause: Clause) -> Clause:
     """Read "be processed by trusted nodes" as "on", "be carried by encrypted links" as "via"."""
     complements = tuple(
         replace(each, role="via" if any((g.kind or "") in {"switch", "link", "network"} for g in each.groups) else "in")
-        if each.role == "by" and not any(_about(group) for group in each.groups)
+        if each.role == "by" and not any(about(group) for group in each.groups)
         else each
         for each in clause.complements
     )
@@ -131,14 +87,22 @@ def _agent(clause: Clause) -> Clause:
 
 def _measured(clause: Clause) -> Clause:
     """Take the endpoints that stand behind the verb ("must use s1 between A and B") to the subject's."""
-    ends = [each for each in clause.complements if each.role == "between"]
-    if len(ends) != 1 or len(clause.subject) != 1:
+    if len(clause.subject) != 1:
         return clause
     group = clause.subject[0]
-    rest = tuple(each for each in clause.complements if each.role != "between")
-    source, target = ends[0].groups[:1], ends[0].groups[1:] or ends[0].groups[:1]
-    if group.kind in {"traffic", "network", "link"} and group.ends is None:
-        return replace(
-            clause, subject=(replace(group, ends=Ends(source=source, target=target, mutual=True)),), complements=rest
-        )
+    flowing = group.kind == "data" and isinstance(group.selector, Everything)
+    if group.ends is not None or not (group.kind in {"traffic", "network", "link", "measure"} or flowing):
+        return clause
+    ends = [each for each in clause.complements if each.role == "between"]
+    if len(ends) == 1:
+        rest = tuple(each for each in clause.complements if each.role != "between")
+        kind = "traffic" if flowing else group.kind
+        return replace(clause, subject=(replace(group, kind=kind, ends=flow_between(ends[0]).ends),), complements=rest)
+    by_role = {each.role: each for each in clause.complements if each.role in {"from", "to"}}
+    peers = all(about(g) and g.ends is None for each in by_role.values() for g in each.groups)
+    plainly = not any(each.only or each.negated for each in by_role.values())
+    if flowing and len(by_role) == 2 and peers and plainly:
+        pair = Ends(source=by_role["from"].groups, target=by_role["to"].groups)
+        rest = tuple(each for each in clause.complements if each not in by_role.values())
+        return replace(clause, subject=(replace(group, kind="traffic", ends=pair),), complements=rest)
     return clause

@@ -39,7 +39,7 @@ def spans_of(sentence: str, tokens: Sequence[Token], meanings: Mapping[tuple[int
             last, meaning = begins[index]
         else:
             last, meaning = _word(tokens, index, begins)
-        if tokens[index].kind != "mark" or index in begins:
+        if tokens[index].kind != "mark" or index in begins or any(each.isalnum() for each in tokens[index].text):
             start, end = tokens[index].start, tokens[last - 1].end
             found.append(Span(start, end, sentence[start:end], meaning))
         index = last

@@ -64,12 +64,30 @@ class Subjects:
                         "it is not said what the pronoun stands for",
                         "name the workloads that are meant",
                     )
+                none = group.quantifier == "none"
                 found += [
-                    replace(each, quantifier="" if each.quantifier == "none" else each.quantifier)
+                    replace(each, quantifier="none" if none else "" if each.quantifier == "none" else each.quantifier)
                     for each in self._before
                 ]
             elif group.ends is not None:
                 found.append(replace(group, ends=self._ends(group.ends)))
+            elif (
+                group.kind in {"traffic", "data"}
+                and isinstance(group.selector, Everything)
+                and not group.quantifier
+                and not group.direction
+                and self._before
+            ):  # "..., and the packets must ..."
+                before = self._before[0]
+                if len(self._before) > 1 or before.ends is None or not (before.ends.source and before.ends.target):
+                    raise refused(
+                        RefusalKind.AMBIGUOUS,
+                        "it is not said whose traffic or data is meant",
+                        "say `its traffic` or `all traffic`",
+                    )
+                found.append(replace(before, kind="traffic", quantifier=""))
+            elif group.kind == "measure" and isinstance(group.selector, Everything) and len(self._before) == 1:
+                found.append(replace(group, ends=self._before[0].ends))  # "..., and the latency must ..."
             else:
                 found.append(group)
         return tuple(found)
@@ -112,6 +130,13 @@ class Subjects:
                 raise refused(
                     RefusalKind.NOT_UNDERSTOOD,
                     "such a quantifier is no limit that holds for all or for at least so many",
+                )
+            if group.quantifier == "one of" and group.plural:
+                raise refused(
+                    RefusalKind.AMBIGUOUS,
+                    "`one of` can be any of them or one at least",
+                    "say `at least one of`",
+                    final=True,
                 )
             if group.ends is not None:
                 if not group.ends.owner or group.ends.source or group.ends.target:

@@ -62,6 +62,8 @@ class Talking(Routing):
             if peers or rest:
                 raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear between whom packets are blocked")
             return self._isolated([flow for group in who.groups for flow in self._subjects.flows(group)], strength)
+        if negated and who.kind == "flows" and verb.kind == "talk" and len(peers) == 1 and not rest:
+            return self._reached(who, peers[0][1], strength)
         if who.kind == "flows" and not (verb.kind in {"send", "receive"} or (verb.kind == "talk" and peers)):
             return self._crossing(clause, verb, who, complements, strength)
         if rest or (who.kind == "flows"):
@@ -91,6 +93,15 @@ class Talking(Routing):
             made.append((pair.subjects, IsolationRule(peers=others, direction=pair.direction)))
         return made
 
+    def _reached(self, who: Who, complement: Complement, strength: Strength) -> Made:
+        """Read `no packet from A may reach B`."""
+        ends = who.groups[0].ends
+        owners = (ends.source or ends.owner) if ends is not None else ()
+        if len(who.groups) != 1 or ends is None or ends.target or not owners or complement.only:
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear which packets must not reach whom")
+        subjects = self._subjects.workloads(owners)
+        return self._isolated([Flow(subjects, self._subjects.peers(complement.groups), "from_subjects")], strength)
+
     def _talk_over(
         self,
         clause: Clause,
@@ -105,6 +116,9 @@ class Talking(Routing):
         """Read `must reach B only via s3`, `exchange packets over encrypted links only`."""
         if verb.kind == "isolate":
             raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear from what it is isolated")
+        sent = verb.kind in {"talk", "send"} and not negated and not clause.only
+        if sent and any(each.role in {"to", "object", "with"} and not each.only for each in rest):
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear whom it may talk to")
         if not rest:
             if verb.kind in {"send", "receive"} and who.kind == "flows" and peers:
                 flows, left = self._flows(who, [each for _, each in peers])

@@ -19,19 +19,33 @@ _TOKEN = re.compile(
     r"(?P<quoted>\"[^\"\n]{1,253}\"|“[^”\n]{1,253}”|«[^»\n]{1,253}»|`[^`\n]{1,253}`"
     r"|(?<![^\s(,;:])['‘][^'’\n]{1,253}['’](?![^\W_]))"
     r"|(?P<word>(?:[^\W_]|[̀-ͯ])+)"
+    r"|(?P<sign>[<>]=?|[≤≥])"
     r"|(?P<mark>\S)"
 )
 _APOSTROPHES = frozenset("'’ʼ`´")
 _NOT = {"won": "will", "can": "can", "shan": "shall", "ca": "can", "ain": "is"}
 _ENDINGS = {"re": "are", "ll": "will", "ve": "have", "m": "am", "d": "would"}
 _IS_AFTER = frozenset({"it", "that", "there", "what", "here", "which", "who", "he", "she", "everything"})
+_SIGNS = {"<": "lt", "<=": "lteq", "≤": "lteq", ">": "gt", ">=": "gteq", "≥": "gteq"}
+# Bullets and numbers in front of the parts of a list: at the beginning of a line, numbers behind a full stop too.
+_BULLET = re.compile(
+    r"(?:^[ \t]*[-*•–]|(?:^[ \t]*|(?<=[.;:!?])[ \t]+)(?:\(?(?:\d{1,2}|[a-z])\)|\d{1,2}\.))"
+    r"(?=[ \t])",
+    re.MULTILINE,
+)
 _INNER = frozenset("-‐‑–._/:@+")
 SPLITTERS = frozenset(".!?;\n")
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A word, a mark (`,`) or a quoted name; `glue` is what stood right before it where no space did."""
+    """A word, a mark (`,`) or a quoted name.
+
+    Attributes:
+        glue: What stood right before it where no space did.
+        starts_line: It is the first of its line.
+        closes: A bracket closes behind it.
+    """
 
     start: int
     end: int
@@ -39,6 +53,8 @@ class Token:
     norm: str
     kind: str = "word"
     glue: str = " "
+    starts_line: bool = False
+    closes: bool = False
 
     @property
     def capital(self) -> bool:
@@ -55,20 +71,30 @@ def _pieces(sentence: str) -> list[Token]:
     pieces: list[Token] = []
     end, pending = 0, " "
     matches = list(_TOKEN.finditer(sentence))
+    bullets = [match.span() for match in _BULLET.finditer(sentence)]
     for index, match in enumerate(matches):
         start, text = match.start(), match.group()
+        while bullets and bullets[0][1] <= start:
+            bullets.pop(0)
+        if bullets and bullets[0][0] <= start:
+            end = bullets[0][1]
+            if not pieces or pieces[-1].end <= start:
+                pieces.append(Token(start, end, sentence[start:end], "\n", "mark"))
+            pending = " "
+            continue
         gap = sentence[end:start]
         if "\n" in gap and pieces and "\n\n" in gap:
             pieces.append(Token(start - 1, start, "\n", "\n", "mark"))
         if gap:
             pending = " "
+        line = "\n" in gap
         end = match.end()
         if match.lastgroup == "quoted":
             pieces.append(Token(start, end, text, text[1:-1].strip(), "quoted", pending))
             pending = ""
             continue
         if match.lastgroup == "word":
-            word = Token(start, end, text, fold(text), "word", pending)
+            word = Token(start, end, text, fold(text), "word", pending, starts_line=line)
             pending = ""
             if word.norm == "cannot":
                 pieces += [
@@ -77,6 +103,10 @@ def _pieces(sentence: str) -> list[Token]:
                 ]
             else:
                 pieces.append(word)
+            continue
+        if match.lastgroup == "sign":
+            pieces.append(Token(start, end, text, _SIGNS[text], "word", pending))
+            pending = " "
             continue
         between_words = (
             index > 0
@@ -92,6 +122,8 @@ def _pieces(sentence: str) -> list[Token]:
             pieces[-1] = replace(pieces[-1], end=end, text=sentence[pieces[-1].start : end])
             continue
         if unicodedata.category(text) in {"Cf", "Cc"} or text in ")]*":
+            if text in ")]" and pieces:
+                pieces[-1] = replace(pieces[-1], closes=True)
             pending = " "
             continue
         pieces.append(Token(start, end, text, "," if text in "([" else text, "mark", pending))

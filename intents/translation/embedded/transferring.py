@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from intents.model.intent import PlacementRule, Strength, TransferRule
 from intents.model.refusal import RefusalKind
 from intents.translation.embedded.grounding import refused
-from intents.translation.embedded.placing import NODE
-from intents.translation.embedded.routing import NETWORK, Made, Routing
+from intents.translation.embedded.placing import NODE, Placing
+from intents.translation.embedded.routing import NETWORK, Made
+from intents.translation.embedded.tree import Clause, Complement, Verb
 
 if TYPE_CHECKING:
     from intents.model.predicate import Predicate
     from intents.translation.embedded.subjects import Who
-    from intents.translation.embedded.tree import Clause, Complement, Verb
     from intents.translation.embedded.vocabulary import Kind
 
 
-class Transferring(Routing):
+_ONTO = frozenset({"on", "onto", "upon", "on top of"})
+
+
+class Transferring(Placing):
     """Makes the rules of clauses about migrations."""
+
+    def _settled(self, clause: Clause, who: Who, complements: list[Complement], strength: Strength) -> Made | None:
+        """Read `must be moved to a trusted node`: where it must run from then on; None: a rule about migrations."""
+        ways = [each for each in complements if each.role == "via"]
+        goals = [each for each in complements if each.role != "via"]
+        limits_moves = clause.negated or clause.only or clause.modal == "may" or any(each.only for each in complements)
+        if (
+            limits_moves
+            or clause.imperative
+            or not goals
+            or any(each.role not in {"to", "in", "out"} for each in goals)
+        ):
+            return None
+        if any(each.role == "in" and each.word not in _ONTO for each in goals):
+            raise refused(
+                RefusalKind.AMBIGUOUS,
+                "it is not said whether it must run there or may only be moved there",
+                "say `must run ...` or `may only be moved ...`",
+                final=True,
+            )
+        if who.kind == "data":
+            raise refused(
+                RefusalKind.AMBIGUOUS,
+                "it is not said whether the data must be there or only where it is sent",
+                "say `must stay ...` or `may only be transferred ...`",
+                final=True,
+            )
+        made = self._placed(clause, Verb("run", "run"), who, [_where(each) for each in goals], strength)
+        if ways:
+            moved = self._transfer(clause, Verb("move", "migrate"), who, ways, strength, migrating=True)
+            made += moved
+        return made
 
     def _transfer(
         self,
@@ -107,3 +143,7 @@ class Transferring(Routing):
         if stays and "node" in made:
             rules.append((subjects, PlacementRule(nodes=made["node"])))
         return rules
+
+
+def _where(goal: Complement) -> Complement:
+    return replace(goal, role="in") if goal.role == "to" else goal

@@ -89,7 +89,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Complement:
-    """What stands behind a verb: a role (`in`, `out`, `via`, `to`, `from`, `with`, `object`, ...) and groups."""
+    """What stands behind a verb: a role (`in`, `out`, `via`, `to`, `from`, `with`, `object`, ...) and groups.
+
+    `word` is the preposition as it was written.
+    """
 
     role: str
     groups: tuple[Group, ...]
@@ -99,6 +102,7 @@ class Complement:
     linked: str = ""
     verb_role: str = ""
     number: float = 0.0
+    word: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,7 @@ class Clause:
     Attributes:
         subject: What it is about; empty for an imperative.
         modal: must, should, may, ban, free, or "" where there is none (an imperative or the plain present).
-        wrapped: Stands inside "ensure that": the plain present is a demand.
+        ordered: It began like an imperative ("never let X ..."): another one may follow.
     """
 
     subject: tuple[Group, ...] = ()
@@ -131,6 +135,7 @@ class Clause:
     migration: bool = False
     imperative: bool = False
     topic: tuple[Group, ...] = ()
+    ordered: bool = False
 
     def without_verbs(self) -> Clause:
         """Return the frame that a further verb phrase of the same subject starts from."""

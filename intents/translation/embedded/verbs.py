@@ -35,6 +35,10 @@ class VerbGroups:
         self._p = phrases
         self._kinds = verb_class()
 
+    def kind(self, lemma: str) -> str:
+        """Return the class of a verb."""
+        return self._kinds[lemma]
+
     def auxiliaries(self, first: int) -> list[tuple[int, Auxiliaries]]:
         """Read modals, negations, `only` and adverbs in any order; all prefixes, the longest first."""
         p, found, aux, position = self._p, [], Auxiliaries(), first
@@ -49,6 +53,7 @@ class VerbGroups:
                 position + 1, "SOFT", "HARD", "FILLER", "MODAL", "NEG", "MIGRATION", "BE", "VERB", "ONLY"
             ):
                 position += 1
+                found.append((position, aux))
         return found[::-1]
 
     def _auxiliary(self, position: int, aux: Auxiliaries) -> tuple[int, Auxiliaries] | None:
@@ -57,12 +62,16 @@ class VerbGroups:
             for category in ("MODAL", "NEG", "ONLY", "SOFT", "HARD", "FILLER", "DO", "BE", "MIGRATION", "BOTHIN")
             for last, value in self._p.lex(position, category)
         ]
+        # "must neither leave the EU nor ..."; `either` says nothing, and `or` behind it is judged where it stands
+        found += [(last, "CORR", value) for last, value in self._p.lex(position, "CORR") if value != "both"]
         if not found:
             return None
         last, category, value = max(found, key=lambda each: each[0])
         words = aux.words + 1
         if category == "MODAL":
-            return last, _compose(replace(aux, words=words), value)
+            return last, _compose(replace(aux, words=words, be=False), value)
+        if category == "CORR" and value == "neither":
+            return None if aux.negated else (last, replace(aux, negated=True, words=words))
         if category == "NEG":
             return None if aux.negated else (last, replace(aux, negated=True, words=words))
         if category == "ONLY":
@@ -112,6 +121,8 @@ class VerbGroups:
 
 def _compose(aux: Auxiliaries, value: str) -> Auxiliaries:
     """Combine a modal with what stood before it: `must not be able to` forbids, `does not have to` demands nothing."""
+    if value == "notmust":
+        return replace(aux, modal="must", negated=True)
     if value == "free":
         return replace(aux, modal="free")
     if value == "ban":
