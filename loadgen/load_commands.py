@@ -279,7 +279,7 @@ def numbered_folder(*, going_on: bool) -> str:
 def _experiment_file(name: str) -> Path:
     """Return a file, or the one that comes with Midstream by that name."""
     path = Path(name)
-    if path.exists() or path.suffix or len(path.parts) > 1:
+    if path.is_file() or path.suffix or len(path.parts) > 1:
         return path
     built_in = Path(str(resources.files("loadgen.experiments").joinpath(f"{name}.yaml")))
     if not built_in.is_file():
