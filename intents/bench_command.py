@@ -36,7 +36,7 @@ def bench(
     model: Annotated[str | None, typer.Option(help="Its model; default: the first that it lists.")] = None,
     hash_names: Annotated[bool, typer.Option("--hash-names", help="Show the model made-up names.")] = False,
     part: Annotated[
-        list[str] | None, typer.Option(help="Only this part: intents, traps or paraphrases; may be repeated.")
+        list[str] | None, typer.Option(help="Only this part: intents, traps, paraphrases or exams; may be repeated.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many cases of each part.")] = None,
     with_growth: Annotated[
@@ -81,6 +81,7 @@ _PARTS: Mapping[str, Callable[[], tuple[cases.Case, ...]]] = {
     "intents": cases.bundled_intents,
     "traps": cases.bundled_traps,
     "paraphrases": cases.bundled_paraphrases,
+    "exams": cases.bundled_exams,
 }
 
 

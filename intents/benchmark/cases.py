@@ -239,6 +239,19 @@ def bundled_paraphrases() -> tuple[Case, ...]:
     return read_paraphrases(FOLDER / "paraphrases" / "seen.yaml", bundled_intents())
 
 
+@cache
+def bundled_exams() -> tuple[Case, ...]:
+    """Return the sentences that were kept secret until a translator had been measured by them once."""
+    return (
+        *read_paraphrases(FOLDER / "exams" / "first-paraphrases.yaml", bundled_intents()),
+        *(
+            case
+            for name in ("first", "second", "third")
+            for case in read_cases(FOLDER / "exams" / f"{name}.yaml", bundled_inventories())
+        ),
+    )
+
+
 def _read(path: str | PathLike[str], adapter: TypeAdapter[_Read]) -> _Read:
     try:
         with open(path, encoding="utf-8") as file:
