@@ -7,6 +7,7 @@ where they select the same elements the first counts, where they differ the sent
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,13 +32,14 @@ from intents.translation.embedded.tree import Everything, Join, Minus, Not, Said
 from intents.translation.embedded.vocabulary import FALSE, TRUE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from intents.knowledge.base import Class
     from intents.model.predicate import Known
     from intents.translation.embedded.vocabulary import Kind, Vocabulary
 
 _KEY_OF = {"tiers": labels.TIER, "trust": labels.TRUST, "providers": labels.PROVIDER, "data": labels.DATA}
+_SHOWN = 8
 _DATA_KEYS = frozenset({"data", "class", "classification", "sensitivity", "category", "dataclass"})
 
 
@@ -193,9 +195,41 @@ class Grounder:
                     f"{mention.text!r} is part of several names: {', '.join(sorted(sense.names))}",
                     f"name one of {', '.join(sorted(sense.names))}",
                 )
+        keys = [sense.key for sense in mention.senses if isinstance(sense, Pair)]
+        keys += [key for sense in mention.senses if isinstance(sense, Valued) for _, key, _ in sense.where]
+        if keys and not any(isinstance(sense, Classes | Areas | Cities | Flag) for sense in mention.senses):
+            return self._no_such_value(mention, kind, dict.fromkeys(keys))
         if mention.quoted:
             return refused(RefusalKind.VACUOUS, f"nothing here is named {mention.text}")
         return refused(RefusalKind.NOT_UNDERSTOOD, f"{mention.text!r} says nothing about a {kind} of this inventory")
+
+    def _no_such_value(self, mention: Mention, kind: Kind, keys: Iterable[str]) -> Refused:
+        for key in keys:
+            values = sorted(self._vocabulary.values_of.get((kind, key), {}))
+            if values:
+                wanted = mention.text.rpartition("=")[2].strip("\"' ")
+                close = difflib.get_close_matches(wanted, values[:2000], n=1)
+                more = ", ..." if len(values) > _SHOWN else ""
+                return refused(
+                    RefusalKind.VACUOUS,
+                    f"no {kind} is labelled {mention.text}: {key} is {', '.join(values[:_SHOWN])}{more}",
+                    f"did you mean {key}={close[0]}?" if close else None,
+                )
+        return refused(RefusalKind.VACUOUS, f"no {kind} is labelled {mention.text}, nor has it another such label")
+
+    def may_occur(self, selector: Selector, kind: Kind) -> bool:
+        """Whether this is not a label's value that no element of this kind has."""
+        pairs = isinstance(selector, Said) and [each for each in selector.mention.senses if isinstance(each, Pair)]
+        return not pairs or any(self._occurs(each, kind) for each in pairs)
+
+    def _occurs(self, pair: Pair, kind: Kind) -> bool:
+        """Whether an element has such a value, or the value is known: a country, `untrusted`, `true`."""
+        present = self._vocabulary.values_of.get((kind, pair.key), {})
+        return any(
+            labels.value_matches(pair.key, each, value) or _is_known(pair.key, value)
+            for value in pair.values
+            for each in (*present, "")
+        )
 
     def _choose(self, mention: Mention, kind: Kind, readings: list[Reading], subject: str) -> Reading:
         present = [each for each in readings if not each.empty and self._carried(each, kind)]
@@ -254,6 +288,8 @@ class Grounder:
             if names:
                 yield Reading(_of(named(*names)), f"the {kind} {names[0]}", by_name=True)
         elif isinstance(sense, Pair):
+            if not self._occurs(sense, kind):
+                return
             value = _of(term(sense.key, *sense.values))
             yield Reading(
                 Grounded(value.no, value.yes) if sense.negated else value,
@@ -333,6 +369,18 @@ class Grounder:
             return
         meant = present or [known.name]
         yield Reading(_of(term(key, *meant)), f"{key} is {' or '.join(meant)}", empty=not present)
+
+
+def _is_known(key: str, value: str) -> bool:
+    known = knowledge()
+    if key == labels.JURISDICTION:
+        return (labels.jurisdiction(value).partition("-")[0].lower(),) in known.codes
+    if key in {labels.CONFIDENTIAL, labels.ENCRYPTED}:
+        return value.casefold() in TRUE | FALSE
+    groups = {group for group, each in _KEY_OF.items() if each == key and group in {"tiers", "trust"}}
+    return any(
+        value.casefold() in each.values for found in known.classes.values() for each in found if each.group in groups
+    )
 
 
 def _of(predicate: Predicate) -> Grounded:

@@ -85,7 +85,10 @@ class Limits:
                 if none and against and not complement.negated:
                     raise refused(RefusalKind.NOT_UNDERSTOOD, "two negations in one clause")
                 turned = against or none
-                for kind in self.kinds(group, default):
+                kinds = list(self.kinds(group, default))
+                if turned and len(kinds) > 1:  # a label's value that only some of them carry
+                    kinds = [kind for kind in kinds if self._grounder.may_occur(group.selector, kind)] or kinds
+                for kind in kinds:
                     selector = group.selector
                     if group.singular and complement.word in _ON:
                         selector = _named_first(selector, kind)

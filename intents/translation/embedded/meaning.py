@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 Rule = PlacementRule | SpreadRule | RouteRule | IsolationRule | TransferRule
 
+_ELSEWHERE = frozenset({"outside", "outside of", "out of", "beyond", "off", "off of", "away from"})
 _PLACES = frozenset({"run", "stay", "confine", "be", "nominal"})
 
 
@@ -221,7 +222,8 @@ class _Reader:
         )
         limits = any(
             each.negated
-            or each.role in {"out", "without"}
+            or each.role == "without"
+            or (each.role == "out" and each.word not in _ELSEWHERE)
             or each.role.startswith("without ")
             or any(_takes_away(group) for group in each.groups)
             for each in clause.complements

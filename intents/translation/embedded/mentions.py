@@ -216,7 +216,7 @@ class Spotter:
     def _code(self, first: int, last: int, said: Words) -> Areas | None:
         if last - first != 1 or said not in self._knowledge.codes:
             return None
-        area = Areas((self._knowledge.codes[said],))
+        area = Areas((self._knowledge.codes[said], *self._vocabulary.parts_of_countries.get(said[0], ())))
         if said == ("us",):
             return area if self._tokens[first].capital or self._no_capitals else None
         if not self._tokens[first].capital:

@@ -11,12 +11,30 @@ from dataclasses import replace
 from intents.model.refusal import RefusalKind
 from intents.translation.embedded.carriers import about, turned
 from intents.translation.embedded.grounding import refused
+from intents.translation.embedded.lists import WORKLOADS
 from intents.translation.embedded.tree import Clause, Complement, Ends, Everything, Group, Verb
 
 
 def plain(clause: Clause) -> Clause:
     """Return the clause with the subject that its rules are about."""
-    return _measured(_agent(turned(_kept_out(_imperative(clause)))))
+    return _measured(_agent(turned(_kept_out(_got_out(_imperative(clause))))))
+
+
+def _got_out(clause: Clause) -> Clause:
+    """Read "get ledger out of the US" as "keep ledger out of the US"; "send it out" says no limit for certain."""
+    if not clause.imperative or len(clause.verbs) != 1 or clause.verbs[0].kind not in {"receive", "send"}:
+        return clause
+    if not clause.subject or not any(each.role in {"in", "out", "to"} for each in clause.complements):
+        return clause
+    workloads = all(group.kind in {None, "pronoun", *WORKLOADS} for group in clause.subject)
+    got = clause.verbs[0].lemma == "get" and not (clause.negated or clause.only)
+    if got and all(each.role == "out" and not (each.only or each.negated) for each in clause.complements):
+        return replace(clause, verbs=(Verb("keep", "stay"),))
+    if clause.verbs[0].lemma == "get" or (workloads and any(each.role == "out" for each in clause.complements)):
+        raise refused(
+            RefusalKind.NOT_UNDERSTOOD, "it is not clear whether it must run there", "say where it must or must not run"
+        )
+    return clause
 
 
 def _kept_out(clause: Clause) -> Clause:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from intents.model.intent import PlacementRule, Strength, TransferRule
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import refused
+from intents.translation.embedded.grounding import Refused, refused
 from intents.translation.embedded.placing import NODE, Placing
 from intents.translation.embedded.routing import NETWORK, Made
 from intents.translation.embedded.tree import Clause, Complement, Verb
@@ -28,10 +28,15 @@ class Transferring(Placing):
         """Read `must be moved to a trusted node`: where it must run from then on; None: a rule about migrations."""
         ways = [each for each in complements if each.role == "via"]
         goals = [each for each in complements if each.role != "via"]
+        outwards = bool(goals) and all(each.role == "out" for each in goals)
+        if clause.imperative and not (clause.negated or clause.only) and any(_outwards(each) for each in goals):
+            if not outwards:
+                raise _order()
+        elif clause.imperative:
+            return None
         limits_moves = clause.negated or clause.only or clause.modal == "may" or any(each.only for each in complements)
         if (
             limits_moves
-            or clause.imperative
             or not goals
             or any(each.role not in {"to", "in", "out"} for each in goals)
         ):
@@ -100,6 +105,8 @@ class Transferring(Placing):
         elif verb.kind == "avoid":
             negated = not negated
         moving = verb.kind in {"migrate", "send"}
+        if moving and clause.imperative and not (negated or clause.only) and any(_outwards(each) for each in complements):
+            raise _order()
         only = clause.only or any(each.only or each.role == "out" for each in complements)
         if moving and not negated and not only and not any(each.negated for each in complements):
             vias = [each for each in complements if each.role == "via"]
@@ -143,6 +150,18 @@ class Transferring(Placing):
         if stays and "node" in made:
             rules.append((subjects, PlacementRule(nodes=made["node"])))
         return rules
+
+
+def _outwards(goal: Complement) -> bool:
+    return goal.role == "out" and not (goal.only or goal.negated)
+
+
+def _order() -> Refused:
+    return refused(
+        RefusalKind.OUT_OF_SCOPE,
+        "to move something is an order, not a limit",
+        "say where it must run, or where it may only be moved",
+    )
 
 
 def _where(goal: Complement) -> Complement:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+import pycountry
+
+from intents.knowledge.base import Area
 from intents.knowledge.words import Words, words
 from intents.model import labels
 
@@ -35,6 +38,7 @@ class Vocabulary:
         parts: Workloads by part of their name.
         elements: (name, labels) by kind; for links the labels of both ends too.
         values_of: The values that occur, by kind and key.
+        parts_of_countries: Subdivisions by their own code without that of the country: `ca` is `US-CA`, if it occurs.
         longest: The most words that anything here has.
     """
 
@@ -46,6 +50,7 @@ class Vocabulary:
         field(default_factory=lambda: {kind: [] for kind in KINDS})
     )
     values_of: dict[tuple[Kind, str], dict[str, None]] = field(default_factory=dict)
+    parts_of_countries: dict[str, tuple[Area, ...]] = field(default_factory=dict)
     longest: int = 1
 
     def is_flag(self, kind: Kind, key: str) -> bool:
@@ -108,8 +113,18 @@ def _add(
         if value in values:
             continue
         values[value] = None
+        if key == labels.JURISDICTION:
+            _add_part_of_country(vocabulary, labels.jurisdiction(value))
         if value.casefold() not in TRUE | FALSE and (said := words(value)):
             vocabulary.values.setdefault(said, {})[kind, key, value] = None
+
+
+def _add_part_of_country(vocabulary: Vocabulary, code: str) -> None:
+    part = code.partition("-")[2].casefold()
+    known = vocabulary.parts_of_countries.get(part, ())
+    if part and all(each.codes != (code,) for each in known):
+        title = getattr(pycountry.subdivisions.get(code=code), "name", code)
+        vocabulary.parts_of_countries[part] = (*known, Area(title, (code,), "ISO 3166-2", ""))
 
 
 def _add_parts(vocabulary: Vocabulary, name: str) -> None:

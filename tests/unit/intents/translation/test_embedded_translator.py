@@ -367,3 +367,41 @@ def test_a_sentence_that_goes_on_and_on_is_answered_in_time(part: str) -> None:
     translator.translate(part * (150 // len(part.split())), ESTATE)
 
     assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    ["ledger must stay in CA.", "ledger must not run in CA.", "Run ledger on CA nodes.", "Get ledger out of CA."],
+)
+@pytest.mark.parametrize("places", [("CA", "US-CA"), ("DE", "US-CA")])
+def test_a_code_of_a_country_and_of_a_part_of_another_is_ambiguous(sentence: str, places: tuple[str, ...]) -> None:
+    translation = translator.translate(sentence, _labelled(places))
+
+    assert translation.refusal is not None
+    assert translation.refusal.kind is RefusalKind.AMBIGUOUS
+    assert "Canada" in translation.refusal.message
+    assert "California" in translation.refusal.message
+
+
+@pytest.mark.parametrize("sentence", ["ledger must stay in CA.", "ledger must stay in Canada."])
+def test_a_code_of_a_country_alone_is_that_country(sentence: str) -> None:
+    translation = translator.translate(sentence, _labelled(("CA", "DE")))
+
+    assert translation.intent is not None
+    assert line(translation.intent) == "[name=ledger] nodes(jurisdiction=CA)"
+
+
+def test_a_value_that_nothing_has_is_refused_with_those_that_there_are() -> None:
+    refusal = translate("ledger must run on nodes labelled disk=nvm.").refusal
+
+    assert refusal is not None
+    assert "nvme, ssd" in refusal.message
+    assert refusal.nearest == "did you mean disk=nvme?"
+
+
+def _labelled(places: tuple[str, ...]) -> Inventory:
+    nodes = tuple(
+        Node(name=f"n-{index}", switch="s", labels={"midstream.dev/jurisdiction": place})
+        for index, place in enumerate(places)
+    )
+    return Inventory(nodes=nodes, workloads=(Workload(name="ledger"),), switches=(Switch(name="s"),))
