@@ -108,6 +108,13 @@ class Rules(Talking, Spreading, Transferring):
             return self._made(clause, verb, who, others, strength) + self._measure(clause, verb, who, asked, strength)
         if measures:
             return self._measure(clause, verb, who, complements, strength)
+        if (
+            verb.kind == "send"
+            and verb.passive
+            and who.kind == "data"
+            and all(each.role == "via" for each in complements)
+        ):
+            verb = Verb("cross", "cross")  # data that is transmitted: whoever sends it
         if verb.kind in {"talk", "exchange", "send", "receive", "isolate", "block"}:
             return self._talk(clause, verb, who, complements, strength)
         if verb.kind == "encrypt":

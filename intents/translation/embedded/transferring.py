@@ -35,11 +35,7 @@ class Transferring(Placing):
         elif clause.imperative:
             return None
         limits_moves = clause.negated or clause.only or clause.modal == "may" or any(each.only for each in complements)
-        if (
-            limits_moves
-            or not goals
-            or any(each.role not in {"to", "in", "out"} for each in goals)
-        ):
+        if limits_moves or not goals or any(each.role not in {"to", "in", "out"} for each in goals):
             return None
         if any(each.role == "in" and each.word not in _ONTO for each in goals):
             raise refused(
@@ -105,7 +101,12 @@ class Transferring(Placing):
         elif verb.kind == "avoid":
             negated = not negated
         moving = verb.kind in {"migrate", "send"}
-        if moving and clause.imperative and not (negated or clause.only) and any(_outwards(each) for each in complements):
+        if (
+            moving
+            and clause.imperative
+            and not (negated or clause.only)
+            and any(_outwards(each) for each in complements)
+        ):
             raise _order()
         only = clause.only or any(each.only or each.role == "out" for each in complements)
         if moving and not negated and not only and not any(each.negated for each in complements):
