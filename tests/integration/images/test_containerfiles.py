@@ -75,7 +75,9 @@ def test_the_list_of_an_engine_has_what_midstream_asks_for(engine: str) -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
 
-    assert_satisfies(REQUIREMENTS[engine], [*project["dependencies"], *extras[engine], *extras["operator"]])
+    assert_satisfies(
+        REQUIREMENTS[engine], [*project["dependencies"], *extras[engine], *extras["operator"], *extras["intents"]]
+    )
 
 
 @pytest.mark.parametrize("function", sorted(file.parent.name for file in REPOSITORY.glob("functions/*/func.yaml")))
