@@ -5,12 +5,20 @@ import pytest
 from intents import planning
 from intents.benchmark.cases import bundled_inventories
 from intents.compilation.compiled import Compiled
-from intents.model.intent import IntentMetadata, IntentSpec, IsolationRule, PlacementRule, PrivacyIntent, RouteRule
+from intents.model.intent import (
+    IntentMetadata,
+    IntentSpec,
+    IsolationRule,
+    PlacementRule,
+    PrivacyIntent,
+    RouteRule,
+    intent_name,
+)
 from intents.model.inventory import Inventory
 from intents.model.labels import DATA, JURISDICTION, TRUST
 from intents.model.predicate import Predicate, both, named, opposite, term
 from intents.model.refusal import Refusal, RefusalKind
-from intents.planning import Plan, intent_name, plan_intent, plan_sentence, same_effect
+from intents.planning import Plan, plan_intent, plan_sentence, same_effect
 from intents.translation.interface import Translation
 
 CLINIC = bundled_inventories()["clinic"]
