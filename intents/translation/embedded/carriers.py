@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import refused
 from intents.translation.embedded.limits import is_single
 from intents.translation.embedded.lists import WORKLOADS
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.tree import Clause, Complement, Ends, Everything, Group, Join, Verb
 
 CARRIERS = frozenset({"node", "switch", "link", "network", "place"})

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 from intents.model import labels
 from intents.model.predicate import ANYTHING, NOTHING, Predicate, both, either
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import Grounder, refused
 from intents.translation.embedded.places import Grounded
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.senses import Areas, Cities, Flag, Named, Pair, Valued
 from intents.translation.embedded.tree import Complement, Everything, Group, Join, Minus, Not, Said, Selector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from intents.translation.embedded.grounding import Grounder
     from intents.translation.embedded.vocabulary import Kind, Vocabulary
 
 

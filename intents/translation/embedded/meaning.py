@@ -20,9 +20,9 @@ from intents.model.intent import (
 )
 from intents.model.refusal import RefusalKind
 from intents.translation.embedded.carriers import CARRIERS, used
-from intents.translation.embedded.grounding import Grounder, refused
 from intents.translation.embedded.limits import Limits
 from intents.translation.embedded.lists import WORKLOADS
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.rules import Rules
 from intents.translation.embedded.shapes import plain
 from intents.translation.embedded.subjects import Subjects, Who
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from intents.model.predicate import Predicate
+    from intents.translation.embedded.grounding import Grounder
     from intents.translation.embedded.vocabulary import Vocabulary
 
 Rule = PlacementRule | SpreadRule | RouteRule | IsolationRule | TransferRule

@@ -16,15 +16,16 @@ from intents.model.intent import (
 )
 from intents.model.predicate import Predicate, term
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import Grounder, refused
 from intents.translation.embedded.limits import Limits, is_single, way_points
 from intents.translation.embedded.lists import WORKLOADS
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.subjects import Flow, Subjects, Who, apart
 from intents.translation.embedded.tree import Clause, Complement, Everything, Group, Minus, Verb
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from intents.translation.embedded.grounding import Grounder
     from intents.translation.embedded.vocabulary import Kind
 
 Rule: TypeAlias = PlacementRule | SpreadRule | RouteRule | IsolationRule | TransferRule

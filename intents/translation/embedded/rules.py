@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from intents.model.intent import IsolationRule, RouteRule
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import refused
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.spreading import Spreading
 from intents.translation.embedded.talking import Talking
 from intents.translation.embedded.transferring import Transferring

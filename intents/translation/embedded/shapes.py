@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from intents.model.refusal import RefusalKind
 from intents.translation.embedded.carriers import about, turned
-from intents.translation.embedded.grounding import refused
 from intents.translation.embedded.lists import WORKLOADS
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.tree import Clause, Complement, Ends, Everything, Group, Verb
 
 

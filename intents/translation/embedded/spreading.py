@@ -6,10 +6,10 @@ from typing import Literal
 
 from intents.model.intent import SpreadRule, Strength, Topology
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import refused
 from intents.translation.embedded.limits import is_single
 from intents.translation.embedded.lists import WORKLOADS
 from intents.translation.embedded.placing import Placing
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.routing import Made, negated_of
 from intents.translation.embedded.subjects import Who, apart
 from intents.translation.embedded.tree import Clause, Complement, Group, Verb

@@ -13,12 +13,14 @@ from intents.model.intent import Direction, State  # noqa: TC001 - used in annot
 from intents.model.labels import NAME
 from intents.model.predicate import Predicate, both, either, term
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import Grounder, refused
 from intents.translation.embedded.lists import WORKLOADS
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.tree import Ends, Everything, Group, Join
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from intents.translation.embedded.grounding import Grounder
 
 ALL_STATE: tuple[State, ...] = ("prompts", "kv", "weights")
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from intents.model.intent import IsolationRule, RouteRule
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import refused
 from intents.translation.embedded.limits import is_single, way_points
 from intents.translation.embedded.lists import WORKLOADS
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.routing import Made, Routing, negated_of
 from intents.translation.embedded.subjects import Flow, Who, apart
 from intents.translation.embedded.tree import Clause, Complement, Everything, Join, Minus, Verb

@@ -19,11 +19,12 @@ from intents.model.intent import IntentMetadata, PrivacyIntent, intent_name
 from intents.model.refusal import Refusal, RefusalKind
 from intents.translation.embedded.clauses import Clauses
 from intents.translation.embedded.diagnosis import diagnose
-from intents.translation.embedded.grounding import Grounder, Refused
+from intents.translation.embedded.grounding import Grounder
 from intents.translation.embedded.lexicon import lexicon
 from intents.translation.embedded.meaning import specs_of
 from intents.translation.embedded.mentions import Spotter
 from intents.translation.embedded.phrases import Phrases
+from intents.translation.embedded.refusals import Refused
 from intents.translation.embedded.spans import spans_of
 from intents.translation.embedded.tokens import tokenize
 from intents.translation.embedded.vocabulary import Vocabulary, vocabulary_of
