@@ -27,7 +27,7 @@ from intents.proof.drift_loop import Clock, DriftLoop
 from intents.service import guard
 from intents.store import IntentStore, default_folder, read_intent
 from intents.targets import NOTHING, Targets
-from intents.translators import WITNESS, TranslatorKind, make_translator
+from intents.translators import TranslatorKind, make_translator, witness
 from intents.watching import Watched
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def _plan(
     name: str | None = None,
 ) -> Plan:
     translator = make_translator(kind, endpoint, model, hashed=hash_names)
-    return plan_sentence(sentence, inventory, translator, active=active, witness=WITNESS, name=name, naming=naming)
+    return plan_sentence(sentence, inventory, translator, active=active, witness=witness(), name=name, naming=naming)
 
 
 def _confirm(made: Plan, *, yes: bool, quiet: bool) -> None:

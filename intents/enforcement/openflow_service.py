@@ -31,7 +31,6 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from intents.enforcement.openflow import Controller
 from intents.errors import EnforcementError
 
 if TYPE_CHECKING:
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from starlette.requests import Request
+
+    from intents.enforcement.openflow import Controller
 
 _OPENFLOW_PORT = 6653
 _TIMEOUT_S = 60.0
@@ -172,6 +173,8 @@ def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
 
 
 async def _run(options: argparse.Namespace) -> None:
+    from intents.enforcement.openflow import Controller  # os_ken takes long to import, and the client needs none of it
+
     controller = Controller()
     context = _tls(options)
     server = await controller.listen(options.host, options.port, context)

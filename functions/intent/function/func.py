@@ -31,6 +31,7 @@ from intents.live_midstream import MidstreamSource
 from intents.model.intent import PrivacyIntent
 from intents.planning import plan_intent, plan_sentence
 from intents.store import IntentStore
+from intents.translators import witness
 from runtime.events.catalogue import IntentDecided, Type
 from runtime.events.envelope import EventError, InvalidData, make
 from runtime.events.from_journal import source_of
@@ -67,11 +68,9 @@ def new() -> Intent:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         settings = read_intent_settings(os.environ)
-        from intents.translators import WITNESS  # reads a lot of data
-
         publisher = Publisher.from_environment(os.environ, settings.pipeline, "intents")
         publish = publisher.publish if publisher else _tell_nobody
-        return Intent(settings, WITNESS, _targets(settings), publish, _head(settings))
+        return Intent(settings, witness(), _targets(settings), publish, _head(settings))
     except (SettingsError, PublisherError, IntentsError) as error:
         raise SystemExit(str(error)) from error
 
