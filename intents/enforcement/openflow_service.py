@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ipaddress
 import json
 import os
 import socket
@@ -31,6 +30,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from intents.access import is_loopback
 from intents.errors import EnforcementError
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
         return context
     if any(given):
         raise EnforcementError("--tls-cert, --tls-key and --tls-ca go together: give all three")
-    if not ipaddress.ip_address(options.host).is_loopback:
+    if not is_loopback(options.host):
         raise EnforcementError(f"--host {options.host} is not loopback: give --tls-cert, --tls-key and --tls-ca")
     return None
 
