@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from intents.compilation import compile_intents
+from intents.compilation.compiled import NOTHING
 from intents.model.intent import IntentMetadata, PrivacyIntent, intent_name
 from intents.model.refusal import Refusal, RefusalKind
 from intents.proof.checker import Observed, check
@@ -174,6 +175,13 @@ def plan_all(intents: Sequence[PrivacyIntent], inventory: Inventory) -> Plan:
     failed = tuple(f"{each.subject}: {each.rule}: {each.reason}" for each in report.failures)
     refusal = Refusal(RefusalKind.UNTRUSTED, f"the plan could not be proven: {failed[0]}", details=failed)
     return Plan("", refusal=refusal, report=report)
+
+
+def enforced(active: Sequence[PrivacyIntent], inventory: Inventory) -> Compiled:
+    """Return what is enforced for these intents; nothing where they cannot be met any more: all is then told anew."""
+    with _no_collection():
+        compiled = compile_intents(inventory, active) if active else NOTHING
+    return NOTHING if isinstance(compiled, Refusal) else compiled
 
 
 @contextmanager

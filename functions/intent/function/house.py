@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from intents.compilation.compiled import Compiled
 from intents.live_midstream import HeadAway, merged
-from intents.model.addressing import addressing
 from intents.model.inventory import read_inventory
-from intents.planning import plan_all
+from intents.planning import enforced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from intents.compilation.compiled import Compiled
     from intents.live_midstream import RunningPipeline
     from intents.model.intent import PrivacyIntent
     from intents.model.inventory import Inventory
     from intents.proof.observed import Observed
     from intents.store import IntentStore
-
-NOTHING = Compiled()
 
 
 class Enforcer(Protocol):
@@ -82,8 +79,7 @@ class House:
         What others have made active meanwhile, they have enforced.
         """
         if self._last is None or self._last[0] != _by_name(active):
-            compiled = plan_all(active, snapshot).compiled if active else None
-            self._last = _by_name(active), compiled or NOTHING
+            self._last = _by_name(active), enforced(active, snapshot)
         return self._last[1]
 
     def enforce(
@@ -92,12 +88,6 @@ class House:
         """Go from what is enforced for `active` to `new`, which `intents` come to; raises EnforcementError."""
         self.enforcer.enforce(new, self.enforced(active, snapshot), snapshot, intents)
         self._last = _by_name(intents), new
-
-    @staticmethod
-    def addresses(snapshot: Inventory) -> dict[str, str]:
-        """Return the addresses of nodes and workloads, by name."""
-        found = addressing(snapshot)
-        return {**found.node_ip, **found.workload_ip}
 
 
 def _by_name(intents: Sequence[PrivacyIntent]) -> tuple[PrivacyIntent, ...]:

@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from intents.model.addressing import addressing
 from intents.planning import plan_all
 from intents.proof.closing import flows_that_stay
 from intents.proof.drift import event_data
@@ -69,7 +70,7 @@ class Watched:
         with self._house.store.locked():
             active, snapshot = self.intents(), self._house.inventory()
             enforced = self._house.enforced(active, snapshot)
-            stay = tuple(flows_that_stay(checks, self._house.addresses(snapshot), enforced.flows))
+            stay = tuple(flows_that_stay(checks, addressing(snapshot).ip, enforced.flows))
             self._house.enforce(replace(enforced, flows=stay), snapshot, active, active)
 
     def violated(self, violated: Violated) -> None:
