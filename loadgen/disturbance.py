@@ -101,45 +101,71 @@ def cutover_step_pauses(repeat: Repeat) -> list[Pause]:
     return [] if step is None else _pauses(repeat.disturbed.records, step, repeat.disturbed.change.start_ns)
 
 
-def gaps_during_change(repeat: Repeat, *, cutover: bool) -> dict[str, list[float]]:
-    """Return each client's gaps in ms that end during the change: the times its tokens took that arrived in it.
+@dataclass(frozen=True, slots=True)
+class TokenTime:
+    """How long a token took: `gap` to the one before it, and `usual_ms` for the same token in the quiet pass."""
 
-    Without `cutover`, gaps that overlap the cutover step are left out.
+    gap: Window
+    usual_ms: float
+
+
+def token_times(repeat: Repeat) -> dict[str, list[TokenTime]]:
+    """Return every client's tokens but its first ones, each beside the same token of the quiet pass.
+
+    Both passes ask the same, so the same token has the same context: what longer contexts cost is in both.
     """
-    change, step = repeat.disturbed.change, None if cutover else cutover_step(repeat)
-    found: dict[str, list[float]] = {}
+    usual = {r.name: [gap.ms for gap in gaps(r)] for r in repeat.reference.records}
+    found: dict[str, list[TokenTime]] = {}
     for record in repeat.disturbed.records:
-        found.setdefault(record.name, []).extend(
-            gap.ms
-            for gap in gaps(record)
-            if change.start_ns < gap.end_ns <= change.end_ns and not (step is not None and gap.overlaps(step))
-        )
+        # Tokens that came together have gaps of zero, which compare with nothing.
+        pairs = zip(gaps(record), usual[record.name], strict=False)
+        found.setdefault(record.name, []).extend(TokenTime(gap, ms) for gap, ms in pairs if ms > 0)
     return found
 
 
-def gaps_before_change(repeat: Repeat, streams: int) -> dict[str, list[float]]:
-    """Return each client's gaps in ms before the change, under full load."""
-    before, _ = around(repeat, streams)
-    found: dict[str, list[float]] = {}
-    for record in repeat.disturbed.records if before is not None else ():
-        found.setdefault(record.name, []).extend(inter_token_latencies_ms(record, before))
-    return found
+def _before(times: Iterable[TokenTime], window: Window | None) -> list[TokenTime]:
+    return [] if window is None else [each for each in times if window.contains(each.gap)]
 
 
-def token_time_ratios(repeat: Repeat, streams: int, *, cutover: bool) -> list[float]:
-    """Return, for each client, its mean time per token during the change over the same before it."""
-    before = gaps_before_change(repeat, streams)
+def _during(times: Iterable[TokenTime], repeat: Repeat, *, cutover: bool) -> list[TokenTime]:
+    """Return the tokens that arrived during the change; without `cutover` none whose gap overlaps its step."""
+    change, step = repeat.disturbed.change, None if cutover else cutover_step(repeat)
     return [
-        fmean(during) / fmean(before[name])
-        for name, during in gaps_during_change(repeat, cutover=cutover).items()
-        if during and len(before.get(name, [])) >= MIN_QUIET_GAPS
+        each
+        for each in times
+        if change.start_ns < each.gap.end_ns <= change.end_ns and not (step is not None and each.gap.overlaps(step))
     ]
 
 
+def _mean_ratio(times: Sequence[TokenTime]) -> float:
+    return fmean(each.gap.ms for each in times) / fmean(each.usual_ms for each in times)
+
+
+def token_time_ratios(repeat: Repeat, streams: int, *, cutover: bool) -> list[float]:
+    """Return, for each client, how much longer its mean token took during the change than before it.
+
+    Each is taken against the quiet pass first (`token_times`).
+    """
+    window, _ = around(repeat, streams)
+    found = []
+    for times in token_times(repeat).values():
+        before, during = _before(times, window), _during(times, repeat, cutover=cutover)
+        if during and len(before) >= MIN_QUIET_GAPS:
+            found.append(_mean_ratio(during) / _mean_ratio(before))
+    return found
+
+
 def latency_ratio(repeat: Repeat, streams: int) -> float | None:
-    """Return the median gap of all clients during the change, without the cutover, over the same before it."""
-    before = [ms for each in gaps_before_change(repeat, streams).values() for ms in each]
-    during = [ms for each in gaps_during_change(repeat, cutover=False).values() for ms in each]
+    """Return how much longer the median token of all clients took during the change, without the cutover, than before.
+
+    Each is taken against the quiet pass first (`token_times`).
+    """
+    window, _ = around(repeat, streams)
+    times = [each for client in token_times(repeat).values() for each in client]
+    before, during = (
+        [each.gap.ms / each.usual_ms for each in chosen]
+        for chosen in (_before(times, window), _during(times, repeat, cutover=False))
+    )
     return median(during) / median(before) if len(before) >= MIN_QUIET_GAPS and during else None
 
 

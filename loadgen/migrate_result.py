@@ -1,11 +1,12 @@
 """From what the migration experiment saw to one JSON object: pure functions; rules in `loadgen.change_figures`.
 
 One object for each method, with the figures that every change of a layout has, and how much slower tokens came while
-the change ran, all against the same streams before it in the same pass:
+the change ran than before it in the same pass. A later token has a longer context and takes longer, change or not: so
+each token's time is first divided by that of the same token in the quiet pass.
 
-- `itl_ratio`: the median gap of all streams, of tokens that arrived between posting the change and its end, without
-  the gaps that overlap the server's cutover step, over the median gap before the change;
-- `tpot_ratio`: for each stream its mean gap of the same tokens over its mean gap before; the median of all streams
+- `itl_ratio`: the median of all streams' tokens that arrived between posting the change and its end, without those
+  whose gap overlaps the server's cutover step, over the median of those before the change;
+- `tpot_ratio`: for each stream the mean of the same tokens over the mean of those before; the median of all streams
   and repeats. This is what the copying costs while decoding goes on;
 - `tpot_ratio_with_cutover`: the same with the gaps of the cutover step. This is what the whole change costs, pause and
   all; for a method that copies nothing while decoding goes on it is the one to read;

@@ -1,6 +1,7 @@
 """From hand-made records to the reported figures of a migration: every expected value can be read off the records."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,6 +74,13 @@ class TestOverhead:
     def test_tokens_that_arrive_while_copying_are_compared_with_those_before(self):
         found = pre_copy()
         assert (found["itl_ratio"], found["tpot_ratio"]) == (2, 2)
+
+    def test_what_longer_contexts_cost_is_not_put_down_to_the_change(self):
+        """Tokens of the quiet pass take twice as long from the 31st on, too: the change costs nothing."""
+        slow = [300.0 + 20 * n for n in range(1, 27)]
+        quiet = Pass(tuple(stream(BEFORE + slow, name=name) for name in NAMES))
+        found = pre_copy(replace(repeat(), reference=quiet))
+        assert (found["itl_ratio"], found["tpot_ratio"]) == (1, 1)
 
     def test_the_cutover_is_in_the_second_figure_only(self):
         assert pre_copy()["tpot_ratio_with_cutover"] == pytest.approx((5 * 20 + 100) / 6 / 10, abs=0.001)
