@@ -104,8 +104,11 @@ class ChangeEffects(Protocol):
     def plan(self, text: str) -> Layout:
         """Check a target layout; raise ChangeRefused when it does not work. Touches nothing."""
 
-    def prepare(self, target: Layout, cost: Cost) -> int:
-        """Start, load, bind and connect the stages of `target`, and probe their chain; return its epoch."""
+    def prepare(self, target: Layout, cost: Cost, *, awaited: bool) -> int:
+        """Start, load, bind and connect the stages of `target`, and probe their chain; return its epoch.
+
+        `awaited`: a function waits for the end of the change, and cannot wait for long.
+        """
 
     def copy_stale(self, cost: Cost) -> CopyRound:
         """Copy what is stale of the moving layers, once."""
@@ -405,7 +408,7 @@ class Coordinator:
                     if change.machine.step is not Step.PREPARE:
                         return  # stopped before it began
                     clock = time.perf_counter()
-                    change.epoch = effects.prepare(change.machine.target, change.cost)
+                    change.epoch = effects.prepare(change.machine.target, change.cost, awaited=change.move is not None)
                     self._tell_stages(change, "stage prepared", change.machine.target, change.machine.source, clock)
                     events.put(ChainReady())
                 case CopyStale():
