@@ -215,6 +215,7 @@ class Complements:
         starts = [first]
         for last, each in self._quantity(first, "bare"):
             yield last, each
+        yield from self._wide(first)
         for category in ("BE", "WITH", "IN"):
             starts += [last for last, _ in p.lex(first, category)]
         starts += [p.skip(start, "DET") for start in starts if p.skip(start, "DET") > start]
@@ -223,6 +224,17 @@ class Complements:
             for begin in begins:
                 for last, value in p.lex(begin, "ATMOST", "ATLEAST", "BEYOND"):
                     yield from self._quantity(last, value)
+
+    def _wide(self, first: int) -> Iterator[tuple[int, Complement]]:
+        """Read `(over) links with a bandwidth of at least 1 Gbps`, `a path of at most 15 ms`."""
+        p = self._p
+        starts = [first, *(last for last, _ in p.lex(first, "VIA"))]
+        for start in starts:
+            for last, value in p.lex(p.skip(start, "DET", "QUANT"), "NOUN"):
+                for begin, _ in p.lex(last, "WITH", "OF") if value in {"link", "network"} else ():
+                    for end, each in self._measure(begin):
+                        if each.role in {"latency", "bandwidth"} and (value == "network" or each.role == "bandwidth"):
+                            yield end, each
 
     def _quantity(self, first: int, bound: str) -> Iterator[tuple[int, Complement]]:
         p = self._p

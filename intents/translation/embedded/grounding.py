@@ -52,7 +52,9 @@ class Grounder(Readings):
         parts = [self.ground(part, kind, avoid=avoid, subject=subject) for part in selector.parts]
         if selector.how == "same":
             return self._described(parts[0], parts[1], kind)
-        return self._join(selector, parts, avoid=avoid or bool(subject and selector.how == "and" and _names(selector)))
+        return self._join(
+            selector, parts, kind, avoid=avoid or bool(subject and selector.how == "and" and _names(selector))
+        )
 
     def _described(self, named: Grounded, described: Grounded, kind: Kind) -> Grounded:
         """Return the first, if what stands in brackets behind it is true of all of it."""
@@ -65,8 +67,8 @@ class Grounder(Readings):
                 )
         return named
 
-    def _join(self, selector: Join, parts: list[Grounded], *, avoid: bool) -> Grounded:
-        any_of = Grounded(either(*(part.yes for part in parts)), both(*(part.no for part in parts)))
+    def _join(self, selector: Join, parts: list[Grounded], kind: Kind, *, avoid: bool) -> Grounded:
+        any_of = Grounded(one_of(kind, *(part.yes for part in parts)), both(*(part.no for part in parts)))
         all_of = Grounded(both(*(part.yes for part in parts)), either(*(part.no for part in parts)))
         if selector.how == "or":
             return any_of
@@ -115,6 +117,15 @@ class Grounder(Readings):
 
     def _selects(self, predicate: Predicate, kind: Kind) -> bool:
         return any(self.holds(predicate, kind, index) for index in range(len(self._vocabulary.elements[kind])))
+
+
+def one_of(kind: Kind, *parts: Predicate) -> Predicate:
+    """Return that one of them holds; of a link's two ends each may be in another one: "in the EU and Switzerland"."""
+    terms = [part.any_of[0].all_of[0] for part in parts if len(part.any_of) == 1 == len(part.any_of[0].all_of)]
+    together = len(terms) == len(parts) and len({(each.key, each.op) for each in terms}) == 1
+    if kind == "link" and together and terms[0].key != labels.NAME and terms[0].op == "in":
+        return term(terms[0].key, *(value for each in terms for value in each.values))
+    return either(*parts)
 
 
 def _exclude_each_other(parts: list[Grounded]) -> bool:

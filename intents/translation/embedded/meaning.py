@@ -141,6 +141,11 @@ class _Reader:
         if pronouns or any((group.kind or "") not in WORKLOADS or group.ends is not None for group in before.subject):
             raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear what holds for these too", "say it of both")
         again = replace(before, subject=self._subjects.resolve(clause.subject))
+        if any(group.kind == "traffic" for group in again.subject):  # "and so must its traffic": where it runs
+            place = all(self._limits.is_place(group) for each in before.complements for group in each.groups)
+            if not place or any(verb.kind not in _PLACES for verb in before.verbs) or polarity == "negative":
+                raise refused(RefusalKind.AMBIGUOUS, "it is not clear what its traffic must do too", final=True)
+            again = replace(again, verbs=(Verb("stay", "stay"),))
         self._ask(again)
         self._subjects.remember((*before.subject, *again.subject))
         self._read.append(again)
@@ -218,9 +223,8 @@ class _Reader:
                 raise refused(RefusalKind.NOT_UNDERSTOOD, "two negations in one clause")
             negated = True
             clause = replace(clause, subject=tuple(_unquantified(group) for group in clause.subject))
-        only = (
-            clause.only or clause.subject_only or any(each.only or each.role == "else" for each in clause.complements)
-        )
+        nothing_else = any(each.role == "else" for each in clause.complements)
+        only = clause.only or clause.subject_only or nothing_else or any(each.only for each in clause.complements)
         limits = any(
             each.negated
             or each.role == "without"
@@ -230,6 +234,7 @@ class _Reader:
             for each in clause.complements
         )
         limits = limits or any(each.role in {"latency", "bandwidth"} for each in clause.complements)
+        limits = limits or (clause.ordered and all(verb.kind == "avoid" for verb in clause.verbs))
         if clause.modal == "may" and not negated and not only and not limits:
             raise refused(
                 RefusalKind.OUT_OF_SCOPE,
@@ -244,7 +249,8 @@ class _Reader:
         if clause.subject_only:
             clause = self._only_these(clause)
             negated = True
-        return replace(clause, negated=negated, modal="must", only=clause.only and not clause.subject_only)
+        only = (clause.only or nothing_else) and not clause.subject_only
+        return replace(clause, negated=negated, modal="must", only=only)
 
     def _only_these(self, clause: Clause) -> Clause:
         """Turn "only health workloads may run on n1" into "workloads that are not proven to be health must not"."""

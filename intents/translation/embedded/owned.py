@@ -65,12 +65,15 @@ class Owned(Conditions, ABC):
                     if self._workloads(groups):
                         yield end, replace(group, ends=Ends(source=ends.owner, target=groups, mutual=True))
         if not ends.source and group.kind != "switch":
-            for start, _ in self.lex(last, "FROM", "ENDPOINTS"):
+            goes = [each for end, _ in self.lex(last, "RELATIVE") for each in self.lex(end, "ENDPOINTS")]
+            for start, _ in [*self.lex(last, "FROM", "ENDPOINTS"), *goes]:
                 for end, groups in self.list(start):
                     if self._workloads(groups):
                         yield end, replace(group, ends=replace(ends, source=groups))
         if not ends.target and group.kind != "switch":
-            for start, _ in self.lex(last, "INTO", "TOWARDS", "TO"):
+            joined = [end for end, value in self.lex(last, "AND") if value == "and" and ends.source]
+            bound = [each for end in joined for each in self.lex(end, "TOWARDS")]  # "and destined for B"
+            for start, _ in [*self.lex(last, "INTO", "TOWARDS", "TO", "ARROW"), *bound]:
                 for end, groups in self.list(start):
                     if self._workloads(groups):
                         yield end, replace(group, ends=replace(ends, target=groups))
@@ -84,7 +87,7 @@ class Owned(Conditions, ABC):
         """Read `(packets) that A sends to B`, `(whatever) A and B send each other`."""
         for begin in [last, *(end for end, _ in self.lex(last, "RELATIVE"))]:
             for end, groups in self.list(begin):
-                about = all((each.kind or "") in WORKLOADS and each.ends is None for each in groups)
+                about = all((each.kind or "") in WORKLOADS | {"pronoun"} and each.ends is None for each in groups)
                 for stop, value in self.lex(end, "VERB") if about else ():
                     lemma, _, shape = value.partition(":")
                     if lemma not in {"send", "exchange", "transmit"} or shape != "base":

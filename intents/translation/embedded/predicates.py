@@ -40,6 +40,10 @@ class Predicates(ABC):
     def _again(self, first: int) -> Iterator[tuple[int, Statement]]:
         """Read a statement that repeats the one before for others."""
 
+    @abstractmethod
+    def _appended(self, first: int, done: Clause, joined: list[int]) -> Iterator[tuple[int, Statement]]:
+        """Read what is added without a subject or verb: `; encrypted links only`, `, isolated from B`."""
+
     def _spent(self) -> bool:
         self._steps += 1
         return self._steps > _BUDGET
@@ -58,6 +62,8 @@ class Predicates(ABC):
             subject = replace(frame, subject=groups, subject_only=only, negated=frame.negated or negated)
             stop = end + 1 if p.mark(end, ",") else end
             yield from self._predicate(stop, subject, nominal=True)
+            for behind, _ in p.lex(stop, "PRON") if stop > end else ():  # "ledger, it must run in Germany"
+                yield from self._predicate(behind, subject)
 
     def _imperative(self, first: int, frame: Clause, *, agent: bool = False) -> Iterator[tuple[int, Statement]]:
         """Read `keep X in Germany`, or behind `we`: `must keep X in Germany`."""
@@ -100,6 +106,10 @@ class Predicates(ABC):
                 for end, _ in self._p.lex(last, "FROM"):
                     for stop, verbs in self._v.verbs(end, passive=False, shape="ing"):
                         yield from self._completed(stop, replace(clause, verbs=verbs))
+                for stop, verbs in self._v.verbs(last, passive=False, shape="ing"):  # has no business talking to
+                    yield from self._completed(stop, replace(clause, verbs=verbs))
+                if not clause.complements and not clause.only:  # "For A, US nodes are off limits"
+                    yield last, (replace(clause, modal="must", verbs=(Verb("exclude", "excluded", passive=True),)),)
             for end, lemma in self._p.lex(last, "NOCONTACT"):
                 if not clause.negated:
                     yield from self._completed(end, replace(clause, verbs=(Verb(lemma, "talk"),), negated=True))
@@ -134,6 +144,7 @@ class Predicates(ABC):
             for end, rest in self._again(start):
                 yield end, (done, *rest)
         yield from self._absolute(comma, done)
+        yield from self._appended(comma, done, [start for start, how in joins if how in {"and", "but"}])
         for start, how in joins:
             base = replace(done.without_verbs(), only=False, soft=False, migration=False)
             if done.imperative and how not in {"or", "nor"}:
@@ -170,7 +181,7 @@ class Predicates(ABC):
     def _joined_statement(self, start: int, keep: Clause, done: Clause) -> Iterator[tuple[int, Statement]]:
         """Read a further statement; behind a statement with a subject it must have its own."""
         if done.imperative or done.ordered:
-            yield from self._statement(start, keep)
+            yield from self._statement(start, replace(keep, ordered=True))
             return
         first = self._p.skip(start, "FILLER")
         yield from self._own_statement(first, keep)

@@ -294,7 +294,8 @@ class Routing:
             )
         else:
             clear = bound <= {"max", "min", ""} and verb.lemma != "exceed"
-        if rest or not clear or any(each.negated or each.only for each in measures):
+        only = any(each.only and each.role != "bandwidth" for each in measures)
+        if rest or not clear or only or any(each.negated for each in measures):
             raise refused(RefusalKind.NOT_UNDERSTOOD, "the bound is not clear")
         latency = [each.number for each in complements if each.role == "latency"]
         bandwidth = [each.number for each in complements if each.role == "bandwidth"]

@@ -71,8 +71,16 @@ class Rules(Talking, Spreading, Transferring):
     def _made(self, clause: Clause, verb: Verb, who: Who, complements: list[Complement], strength: Strength) -> Made:
         migrating = clause.migration or any(each.role == "migration" for each in complements)
         complements = [each for each in complements if each.role != "migration"]
-        if verb.lemma == "go" and who.kind in {"workloads", "data"} and any(each.role == "to" for each in complements):
+        if (
+            verb.lemma == "go"
+            and who.kind in {"workloads", "data"}
+            and any(each.role in {"to", "in"} for each in complements)
+        ):
             verb = Verb("go", "enter" if who.kind == "data" else "run")
+        if verb.kind == "want" and not verb.passive:  # "trainer wants a GPU"
+            verb = Verb("need", "need")
+        if verb.kind == "run" and verb.passive and who.kind in {"workloads", "data"}:  # is served from Germany
+            complements = [replace(each, role="in") if self._whence(each) else each for each in complements]
         homes = [each for each in complements if _is_home(each)]
         if homes and not migrating:
             return self._at_home(clause, verb, who, complements, homes, strength)
@@ -124,6 +132,11 @@ class Rules(Talking, Spreading, Transferring):
         if verb.kind == "cross":
             return self._crossing(clause, verb, who, complements, strength)
         return self._placed(clause, verb, who, complements, strength)
+
+    def _whence(self, complement: Complement) -> bool:
+        return complement.role == "from" and all(
+            group.kind == "node" or self._limits.is_place(group) for group in complement.groups
+        )
 
 
 def _is_home(complement: Complement) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from intents.model.intent import SpreadRule, Strength, Topology
@@ -12,7 +13,7 @@ from intents.translation.embedded.placing import Placing
 from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.routing import Made, negated_of
 from intents.translation.embedded.subjects import Who, apart
-from intents.translation.embedded.tree import Clause, Complement, Group, Verb
+from intents.translation.embedded.tree import Clause, Complement, Everything, Group, Verb
 
 
 class Spreading(Placing):
@@ -33,6 +34,11 @@ class Spreading(Placing):
                 if relation and said and said != relation:
                     raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear whether apart or together is meant")
                 relation = relation or said
+                if not isinstance(topologies[0].selector, Everything):  # "different trusted nodes"
+                    if each.negated or topologies[0].quantifier:
+                        raise refused(RefusalKind.NOT_UNDERSTOOD, "too much in one negated clause; say it in two")
+                    kind = "node" if topology == "node" else None
+                    rest.append(Complement("in", (replace(topologies[0], kind=kind, relation=""),)))
                 if each.negated != (topologies[0].quantifier == "none"):
                     clause = negated_of(clause)
             elif each.role in {"together", "apart"}:

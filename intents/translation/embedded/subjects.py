@@ -49,32 +49,44 @@ class Subjects:
     def __init__(self, grounder: Grounder) -> None:
         self._grounder = grounder
         self._before: tuple[Group, ...] = ()
+        self._all: tuple[Group, ...] = ()
 
     def remember(self, groups: tuple[Group, ...]) -> None:
         """Let pronouns refer to these groups from now on."""
         if groups:
             self._before = groups
+            known = {each.selector for each in self._all}
+            self._all += tuple(each for each in groups if each.selector not in known)
+
+    def _meant(self, pronoun: Group) -> tuple[Group, ...]:
+        """Return what a pronoun stands for: "it" the subject before, "they" all subjects so far, "the two" two."""
+        if not self._before:
+            raise refused(
+                RefusalKind.AMBIGUOUS, "it is not said what the pronoun stands for", "name the workloads that are meant"
+            )
+        workloads = all((each.kind or "") in WORKLOADS and each.ends is None for each in self._all)
+        meant = self._all if pronoun.plural and workloads else self._before
+        if pronoun.number == 2 and len(apart(self._before)) == 2:
+            return self._before
+        if pronoun.number == 2 and len(meant) != 2:
+            raise refused(RefusalKind.AMBIGUOUS, "it is not clear which two are meant", "name the workloads")
+        return meant
 
     def resolve(self, groups: Sequence[Group]) -> tuple[Group, ...]:
         """Replace pronouns by what they refer to."""
         found: list[Group] = []
         for group in groups:
             if group.kind in {"pronoun", "pronoun:traffic"}:
-                if not self._before:
-                    raise refused(
-                        RefusalKind.AMBIGUOUS,
-                        "it is not said what the pronoun stands for",
-                        "name the workloads that are meant",
-                    )
+                meant = self._meant(group)
                 none = group.quantifier == "none"
                 found += [
                     replace(each, quantifier="none" if none else "" if each.quantifier == "none" else each.quantifier)
-                    for each in self._before
+                    for each in meant
                 ]
             elif group.ends is not None:
                 found.append(replace(group, ends=self._ends(group.ends)))
             elif (
-                group.kind in {"traffic", "data"}
+                (group.kind in {"traffic", "data"} or (group.kind == "network" and not group.plural))
                 and isinstance(group.selector, Everything)
                 and not group.quantifier
                 and not group.direction
@@ -128,7 +140,7 @@ class Subjects:
             raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not said which workloads are meant")
         predicates = []
         for group in groups:
-            if group.quantifier == "bad":
+            if group.quantifier in {"bad", "none", "other", "no other", "nobody"}:
                 raise refused(
                     RefusalKind.NOT_UNDERSTOOD,
                     "such a quantifier is no limit that holds for all or for at least so many",
@@ -185,6 +197,8 @@ class Subjects:
         if ends.mutual:
             if ends.source == ends.target:
                 parts = apart(ends.source)
+                if len(parts) == 1 and parts[0].singular:
+                    raise refused(RefusalKind.AMBIGUOUS, "it is not said between whom", "name both")
                 if len(parts) == 2:
                     return [Flow(self.workloads(parts[:1]), self.peers(parts[1:]), "both")]
             return [Flow(self.workloads(ends.source), self.peers(ends.target), "both")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from intents.model.intent import IsolationRule, RouteRule
@@ -49,6 +50,19 @@ class Talking(Routing):
             else:
                 rest.append(each)
         positive_verbs = {"isolate", "block"}
+        nobody = [each for _, each in peers if any(group.quantifier == "none" for group in each.groups)]
+        if nobody:  # may talk to nobody except claims
+            if (
+                len(peers) > 1
+                or len(nobody[0].groups) > 1
+                or clause.negated
+                or clause.only
+                or verb.kind in positive_verbs
+            ):
+                raise refused(RefusalKind.NOT_UNDERSTOOD, "two negations in one clause")
+            clause = negated_of(clause)
+            told = replace(nobody[0], groups=tuple(replace(group, quantifier="") for group in nobody[0].groups))
+            peers = [(peers[0][0], told)]
         negated = clause.negated != (verb.kind in positive_verbs)
         if peers and not clause.negated and all(each.negated for _, each in peers):  # talk to neither A nor B
             negated = not negated

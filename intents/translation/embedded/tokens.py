@@ -19,7 +19,7 @@ _TOKEN = re.compile(
     r"(?P<quoted>\"[^\"\n]{1,253}\"|“[^”\n]{1,253}”|«[^»\n]{1,253}»|`[^`\n]{1,253}`"
     r"|(?<![^\s(,;:])['‘][^'’\n]{1,253}['’](?![^\W_]))"
     r"|(?P<word>(?:[^\W_]|[̀-ͯ])+)"
-    r"|(?P<sign>[<>]=?|[≤≥])"
+    r"|(?P<sign><[-=]>|[↔⇔]|[-=]>|[→⇒]|[<>]=?|[≤≥])"
     r"|(?P<mark>\S)"
 )
 _APOSTROPHES = frozenset("'’ʼ`´")
@@ -27,12 +27,14 @@ _NOT = {"won": "will", "can": "can", "shan": "shall", "ca": "can", "ain": "is"}
 _ENDINGS = {"re": "are", "ll": "will", "ve": "have", "m": "am", "d": "would"}
 _IS_AFTER = frozenset({"it", "that", "there", "what", "here", "which", "who", "he", "she", "everything"})
 _SIGNS = {"<": "lt", "<=": "lteq", "≤": "lteq", ">": "gt", ">=": "gteq", "≥": "gteq"}
+_SIGNS |= dict.fromkeys(("->", "=>", "→", "⇒"), "->") | dict.fromkeys(("<->", "<=>", "↔", "⇔"), "<->")
 # Bullets and numbers in front of the parts of a list: at the beginning of a line, numbers behind a full stop too.
 _BULLET = re.compile(
     r"(?:^[ \t]*[-*•–]|(?:^[ \t]*|(?<=[.;:!?])[ \t]+)(?:\(?(?:\d{1,2}|[a-z])\)|\d{1,2}\.))"
     r"(?=[ \t])",
     re.MULTILINE,
 )
+_SHORTENED = frozenset({"max", "min", "approx", "incl", "excl"})
 _INNER = frozenset("-‐‑–._/:@+")
 SPLITTERS = frozenset(".!?;\n")
 
@@ -118,6 +120,10 @@ def _pieces(sentence: str) -> list[Token]:
         if between_words and (text in _INNER or text in _APOSTROPHES):
             pending = text
             continue
+        if text in "&+" and gap and sentence[end : end + 1].isspace():
+            pieces.append(Token(start, end, text, "and"))
+            pending = " "
+            continue
         if _abbreviation_ends(text, start, pieces, sentence):
             pieces[-1] = replace(pieces[-1], end=end, text=sentence[pieces[-1].start : end])
             continue
@@ -132,7 +138,9 @@ def _pieces(sentence: str) -> list[Token]:
 
 
 def _abbreviation_ends(text: str, start: int, pieces: list[Token], sentence: str) -> bool:
-    """Whether this full stop closes an abbreviation such as `U.S.` rather than the sentence."""
+    """Whether this full stop closes an abbreviation such as `U.S.` or `max.` rather than the sentence."""
+    if text == "." and pieces and pieces[-1].end == start and pieces[-1].norm in _SHORTENED:
+        return sentence[start + 1 :].lstrip()[:1].isdigit()
     if text != "." or not pieces or pieces[-1].end != start or pieces[-1].glue != ".":
         return False
     return len(pieces[-1].text) == 1 and sentence[start + 1 : start + 2] != ""
