@@ -38,7 +38,7 @@ def bench_reconfigure(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure a live re-split from the client's side, next to stock vLLM in the same run."""
-    from loadgen.reconfigure_bench import ReconfigureOptions, render, run
+    from loadgen.benchmarks.reconfigure.bench import ReconfigureOptions, render, run
 
     _measure(
         lambda: run(
@@ -69,7 +69,7 @@ def bench_recover(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Kill stages of each role under load and measure what the streams notice."""
-    from loadgen.recover_bench import RecoverOptions, render, run
+    from loadgen.benchmarks.recover import RecoverOptions, render, run
 
     _measure(
         lambda: run(
@@ -90,7 +90,7 @@ def bench_wake(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure the time to the first token from zero, next to a cold start of stock vLLM."""
-    from loadgen.wake_bench import WakeOptions, render, run
+    from loadgen.benchmarks.wake import WakeOptions, render, run
 
     _measure(
         lambda: run(
@@ -110,7 +110,7 @@ def bench_device(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure state paths of a GPU with torch alone: attach, copy, kill and flip."""
-    from loadgen.gpu_bench import DeviceOptions, render, run
+    from loadgen.benchmarks.device import DeviceOptions, render, run
 
     _measure(
         lambda: run(DeviceOptions(device=device, layers=layers, blocks=blocks, repeat=repeat), say=err.print),
@@ -145,7 +145,7 @@ def bench_migrate(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Move layers between two machines under load, and measure what the streams notice."""
-    from loadgen.migrate_bench import MigrateOptions, render, run
+    from loadgen.benchmarks.migrate.bench import MigrateOptions, render, run
 
     _measure(
         lambda: run(
@@ -184,7 +184,7 @@ def bench_soak(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Kill stages, node runtimes and the link at random under load; compare every answer, and what is left."""
-    from loadgen.soak_bench import SoakOptions, render, run
+    from loadgen.benchmarks.soak.bench import SoakOptions, render, run
 
     result = _measure(
         lambda: run(

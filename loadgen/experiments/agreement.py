@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.table import Table
 
+from loadgen.benchmarks.reconfigure.options import DEFAULT_SERVER_ARGS, ReconfigureOptions, default_model_folder
 from loadgen.errors import MeasurementError, OptionsError
 from loadgen.experiments.agreement_result import FIGURES, agreement, figures_of_vllm
 from loadgen.experiments.client_settings import ClientSettings
@@ -29,7 +30,6 @@ from loadgen.experiments.servers import AnyTarget, RunningTarget, running
 from loadgen.experiments.single_run import measure
 from loadgen.experiments.targets import EndpointTarget, MidstreamTarget, VllmTarget
 from loadgen.machine import machine_facts
-from loadgen.reconfigure_options import DEFAULT_SERVER_ARGS, ReconfigureOptions, default_model_folder
 from loadgen.results.figures import figures
 from loadgen.results.reader import read_run
 from loadgen.results.streams import streams_of
