@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -20,21 +19,19 @@ from intents.bench_command import bench
 from intents.compilation.compiled import NOTHING
 from intents.errors import IntentsError
 from intents.knowledge.naming import naming
+from intents.live_midstream import merged, with_stages
 from intents.model.inventory import read_inventory
 from intents.planning import Plan, enforced, plan_all, plan_intent, plan_sentence
 from intents.proof.checker import check
-from intents.proof.drift import Phase
-from intents.proof.drift_loop import Clock, DriftLoop
 from intents.service import guard
 from intents.store import IntentStore, default_folder, read_intent
 from intents.targets import Targets
 from intents.translators import TranslatorKind, make_translator, witness
-from intents.watching import Watched
+from intents.watch_command import DEFAULT_PIPELINE, Here, RunningHead, RunningName, running_pipeline, watch
 
 if TYPE_CHECKING:
     from intents.model.intent import PrivacyIntent
     from intents.model.inventory import Inventory
-    from intents.proof.drift import Changed, Violated
     from intents.proof.report import Report
 
 app = typer.Typer(
@@ -42,6 +39,7 @@ app = typer.Typer(
 )
 app.command()(bench)
 app.command()(guard)
+app.command()(watch)
 
 _out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 _err = Console(stderr=True, highlight=False)
@@ -208,6 +206,9 @@ def check_intents(
     onos: Onos = None,
     openflow: OpenFlow = None,
     kubernetes: Kubernetes = False,
+    head: RunningHead = None,
+    pipeline: RunningName = DEFAULT_PIPELINE,
+    here: Here = None,
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -216,8 +217,13 @@ def check_intents(
     try:
         snapshot = read_inventory(inventory)
         given = None if flows is None else _read_flows(flows)
-        with Targets(onos=onos, openflow=openflow, kubernetes=kubernetes) as targets:
-            report = check(active, targets.observe(snapshot, given))
+        with (
+            Targets(onos=onos, openflow=openflow, kubernetes=kubernetes) as targets,
+            running_pipeline(head, pipeline, here) as source,
+        ):
+            running = None if source is None else source.read()
+            snapshot = snapshot if running is None else merged(snapshot, [running])
+            report = check(active, with_stages(targets.observe(snapshot, given), snapshot, running))
     except IntentsError as error:
         _fail(str(error))
     if as_json:
@@ -226,48 +232,6 @@ def check_intents(
         _show_report(report)
     if not report.holds:
         raise typer.Exit(_REFUSED)
-
-
-@app.command()
-def watch(
-    inventory: InventoryFile,
-    onos: Onos = None,
-    openflow: OpenFlow = None,
-    kubernetes: Kubernetes = False,
-    every: Annotated[
-        float, typer.Option(min=0.1, help="Seconds between two looks where nothing tells of changes.")
-    ] = 5.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once, do what follows, and end.")] = False,
-    state: State = None,
-) -> None:
-    """Keep proving that the active intents hold; make them hold again, or cut off what cannot be proven.
-
-    Prints a line of JSON for each violation and for each time that all is well again, with the seconds it took.
-    """
-    try:
-        with Targets(onos=onos, openflow=openflow, kubernetes=kubernetes) as targets:
-            watched = Watched(inventory, IntentStore(state or default_folder()), targets, _tell_violation)
-            loop = DriftLoop(watched, Clock(time.monotonic))
-            changes: list[Changed] = []
-            while True:
-                loop.step(changes)
-                for settled in loop.settled:
-                    took = {"detect_s": settled.detect_s, "compliant_s": settled.compliant_s}
-                    _print_json({"settled": settled.how, **took})
-                loop.settled.clear()
-                if once:
-                    break
-                changes = watched.wait(every)
-    except IntentsError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        return
-    if loop.drift.phase is not Phase.WATCHING:
-        raise typer.Exit(_REFUSED)
-
-
-def _tell_violation(violated: Violated) -> None:
-    _print_json({"violated": violated.intent, "reason": violated.reason})
 
 
 def _plan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from intents.live_midstream import HeadAway, merged
+from intents.live_midstream import HeadAway, merged, with_stages
 from intents.model.inventory import read_inventory
 from intents.planning import enforced
 
@@ -49,7 +49,7 @@ class House:
     ) -> None:
         self.store, self.enforcer = store, enforcer
         self._file, self._ask_head = inventory, ask_head
-        self._running: RunningPipeline | None = None
+        self.running: RunningPipeline | None = None
         self._last: tuple[tuple[PrivacyIntent, ...], Compiled] | None = None  # by the intents that it is for
 
     def inventory(self) -> Inventory:
@@ -63,15 +63,16 @@ class House:
         snapshot = read_inventory(self._file)
         if self._ask_head is not None:
             try:
-                self._running = self._ask_head()
+                self.running = self._ask_head()
             except HeadAway:
-                if self._running is None:
+                if self.running is None:
                     return snapshot
-        return snapshot if self._running is None else merged(snapshot, [self._running])
+        return snapshot if self.running is None else merged(snapshot, [self.running])
 
     def observe(self) -> Observed:
         """Read what runs and what is installed; raises IntentsError."""
-        return self.enforcer.observe(self.inventory())
+        snapshot = self.inventory()
+        return with_stages(self.enforcer.observe(snapshot), snapshot, self.running)
 
     def enforced(self, active: Sequence[PrivacyIntent], snapshot: Inventory) -> Compiled:
         """Return what is enforced for these intents; nothing, where that cannot be told: all is then told anew.
