@@ -150,8 +150,9 @@ def _of_migration(tokens: Sequence[Token], start: int) -> bool:
     ahead = [token.norm for token in tokens[start : start + 7]]
     return any(
         category == "VERB" and is_move(value.partition(":")[0])
-        for word in ahead
-        for category, value in lexicon().get((word,), ())
+        for index, word in enumerate(ahead)
+        for said in ((word,), tuple(ahead[index : index + 2]))
+        for category, value in lexicon().get(said, ())
     )
 
 
@@ -171,8 +172,11 @@ def _unknown(tokens: Sequence[Token], unknown: Sequence[int], vocabulary: Vocabu
         name = "".join((each.glue if place else "") + each.text for place, each in enumerate(tokens[start:end]))
         kind = None
         for beside in (start - 1, end):
-            plural = 0 <= beside < len(tokens) and tokens[beside].norm.endswith("s")
-            if 0 <= beside < len(tokens) and not (beside == end and plural):
+            if not 0 <= beside < len(tokens):
+                continue
+            plural = tokens[beside].norm.endswith("s")
+            part = beside + 1 < len(tokens) and tokens[beside + 1].glue not in {" ", ""}  # of `stage-2`
+            if not plural and not part:
                 kind = kind or next(
                     (
                         _ELEMENTS[value]

@@ -96,6 +96,7 @@ class _Reader:
             clause = replace(clause, subject=(Group(0, 0, "pronoun"),))  # "...; if possible, pick one in France"
         if not clause.subject:
             raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not said which workloads the rule is about")
+        clause = self._no_two(replace(clause, subject=self._subjects.others(clause.subject)))
         groups = self._excepted(self._subjects.resolve(clause.subject), clause)
         clause = replace(clause, complements=tuple(each for each in clause.complements if each.role != "except"))
         if any((group.kind or "") in CARRIERS and group.ends is None for group in groups):
@@ -114,6 +115,18 @@ class _Reader:
         self._last = clause
         self._read.append(clause)
         return None
+
+    @staticmethod
+    def _no_two(clause: Clause) -> Clause:
+        """Read "no two of them may share a node" as "they must not share a node"; of other verbs it has no rule."""
+        if all(group.quantifier != "no two" for group in clause.subject):
+            return clause
+        shared = all(verb.kind == "share" for verb in clause.verbs) or any(
+            group.relation == "same" for each in clause.complements for group in each.groups
+        )
+        if not shared or clause.negated or clause.only or clause.modal == "ban" or len(clause.subject) > 1:
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "`no two` is understood of what they share only")
+        return replace(clause, subject=(replace(clause.subject[0], quantifier="none"),))
 
     def _ask(self, clause: Clause) -> None:
         """Add the rules of a clause whose subject and polarity are settled."""
@@ -254,6 +267,10 @@ class _Reader:
 
     def _only_these(self, clause: Clause) -> Clause:
         """Turn "only health workloads may run on n1" into "workloads that are not proven to be health must not"."""
+        if len(clause.subject) == 1 and all(verb.kind == "talk" for verb in clause.verbs):
+            ends = clause.subject[0].ends  # "only traffic from A may reach B"
+            if ends is not None and ends.source and not (ends.owner or ends.target or ends.mutual):
+                clause = replace(clause, subject=ends.source)
         if len(clause.subject) != 1 or clause.subject[0].ends is not None or clause.complements == ():
             raise refused(RefusalKind.NOT_UNDERSTOOD, "`only` stands before what it cannot limit")
         group = clause.subject[0]

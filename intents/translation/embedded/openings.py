@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+_TALKS = frozenset({"talk", "exchange", "send", "receive"})
+
+
 class Openings(Predicates, ABC):
     """Reads what statements begin with."""
 
@@ -45,13 +48,23 @@ class Openings(Predicates, ABC):
                         yield from self._statement(stop + 1, replace(frame, topic=groups))
 
     def _moved(self, first: int, frame: Clause) -> Iterator[tuple[int, Statement]]:
-        """Read `, then only to nodes in Germany` behind `If A is moved`."""
+        """Read `, then only to nodes in Germany`, `, it has to be to nodes in Germany` behind `If A is moved`."""
         p = self._p
         start = p.skip(first + 1 if p.mark(first, ",") else first, "FILLER")
-        for end, complements in self._complements.all(start):
-            if complements and complements[0].only and all(each.role in {"to", "in", "via"} for each in complements):
-                moved = replace(frame, modal="must", only=True, verbs=(Verb("move", "migrate"),))
-                yield end, (replace(moved, complements=tuple(replace(each, only=False) for each in complements)),)
+        starts = [(start, False)]
+        for begin, _ in p.lex(start, "PRON"):
+            for last, aux in self._v.auxiliaries(begin):
+                if not aux.negated and (aux.modal == "must" or aux.only):
+                    starts.append((last, True))
+        for start, told in starts:
+            for end, complements in self._complements.all(start):
+                if (
+                    complements
+                    and (told or complements[0].only)
+                    and all(each.role in {"to", "in", "via"} and not each.negated for each in complements)
+                ):
+                    moved = replace(frame, modal="must", only=True, verbs=(Verb("move", "migrate"),))
+                    yield end, (replace(moved, complements=tuple(replace(each, only=False) for each in complements)),)
 
     def _from_to(self, first: int, frame: Clause) -> Iterator[tuple[int, Statement]]:
         """Read `From A to B, traffic must ...`, `Between A and B, use ...`."""
@@ -222,13 +235,16 @@ class Openings(Predicates, ABC):
             changed = replace(
                 frame,
                 ordered=True,
-                modal={"neg": "ban", "pos": "may", "only": "must", "must": "must"}[kind],
+                modal={"neg": "ban", "pos": "may", "only": "must", "must": "must", "who": "may"}[kind],
                 only=kind == "only" or frame.only,
+                subject_only=kind == "who",
             )
             if kind == "pos" and not frame.only and not frame.modal:
                 changed = replace(changed, modal="may")
             for end, groups in p.list(last):
-                yield from self._wrapped_predicate(end, replace(changed, subject=groups))
+                for stop, rest in self._wrapped_predicate(end, replace(changed, subject=groups)):
+                    if kind != "only" or rest[0].verbs[0].kind not in _TALKS:  # only A may talk, or A only to B?
+                        yield stop, rest
                 if kind == "neg" and all(each.ends is not None for each in groups):  # forbid traffic between A and B
                     yield from self._completed(end, replace(changed, subject=groups, verbs=(Verb("pass", "cross"),)))
             yield from self._wrapped_predicate(last, replace(changed, imperative=True))
@@ -265,8 +281,10 @@ class Openings(Predicates, ABC):
             yield from self._completed(stop, replace(frame, verbs=verbs))  # "have ledger hosted in Germany"
         for stop, verb in self._v.adjective(start) if be else ():
             yield from self._completed(stop, replace(frame, verbs=(verb,)))
-        if frame.subject and frame.modal != "ban":
-            yield from self._completed(start, replace(frame, verbs=(Verb("be", "run"),)), needs=True)
+        if frame.subject:  # "we don't want ledger on untrusted nodes"
+            for stop, rest in self._completed(start, replace(frame, verbs=(Verb("be", "run"),)), needs=True):
+                if frame.modal != "ban" or all(each.role in {"in", "out"} for each in rest[0].complements):
+                    yield stop, rest
 
     def _filled(self, first: int) -> int:
         found = self._p.lex(first, "FILLER", "HARD")
@@ -310,6 +328,9 @@ class Openings(Predicates, ABC):
         """Read `Under no circumstances may X leave ...`, `Only in the EU may X run`, `In the EU only may X run`."""
         p = self._p
         for last, _ in p.lex(first, "NEG"):
+            if [token.norm for token in p.tokens[first:last]] == ["no", "way"]:  # "no way ledger goes to the US"
+                for stop, groups in p.list(last):
+                    yield from self._predicate(stop, replace(frame, subject=groups, negated=True))
             for end, _ in [*p.lex(last, "MODAL"), *p.lex(last, "DO")]:
                 for stop, groups in p.list(end):
                     yield from self._predicate(stop, replace(frame, subject=groups, modal="must", negated=True))

@@ -211,7 +211,7 @@ class Owned(Conditions, ABC):
     def _portions(self, first: int) -> Iterator[tuple[int, str]]:
         """Read `none of`, `neither of`, `both of`, `each of`, `all of` in front of a pronoun, or nothing."""
         yield first, ""
-        found = [(last, value) for last, value in self.lex(first, "QUANT") if value in {"all", "none"}]
+        found = [(last, value) for last, value in self.lex(first, "QUANT") if value in {"all", "none", "no two"}]
         found += [
             (last, "none" if value == "neither" else "")
             for last, value in self.lex(first, "CORR")

@@ -51,7 +51,12 @@ class Phrases(Owned):
         if any(value == "one" for _, value in self.lex(first, "NOUN")):
             yield from self._headed(first, first, Everything(), "", 0, "a", "")
         start, quantifier, number, article = self._determiner(first)
+        for last, _ in self.lex(first, "ALL"):  # what A and B exchange with C
+            for end, more in self._sent(Group(first, last, "traffic", quantifier="all"), last):
+                yield end, replace(more, last=end)
         for last, value in self.lex(first, "ALL"):
+            if value == "what":
+                continue
             quantifier = {"workload": "all"}.get(value, value)
             group = Group(first, last, "workload", quantifier=quantifier, plural=True)
             for end, selector in self._joined(last):  # nothing medical
@@ -110,9 +115,10 @@ class Phrases(Owned):
                     begin, direction = end, value
                 owner = Group(start, last, "pronoun", plural=whose == "they")
                 for end, value, _ in self._heads(begin):
-                    group = Group(
-                        first, end, value, quantifier=quantifier, ends=Ends(owner=(owner,)), direction=direction
-                    )
+                    ends = Ends(owner=(owner,))
+                    if direction == "mutual":
+                        ends, direction = Ends(source=(owner,), target=(owner,), mutual=True), ""
+                    group = Group(first, end, value, quantifier=quantifier, ends=ends, direction=direction)
                     yield from self._postmodified(group, end)
         for last, value in self.lex(first, "CORR"):
             if value == "neither" and self.lex(last, "MODAL"):  # "Neither may talk to website."
@@ -170,6 +176,10 @@ class Phrases(Owned):
         for end, kind, plural in heads:
             if kind in {"place", "one"}:
                 if isinstance(selector, Everything) and kind == "place":
+                    for start, _ in self.lex(end, "OF", "IN"):  # a member state of the EU
+                        for stop, groups in self.list(start):
+                            if len(groups) == 1 and groups[0].kind is None and not groups[0].quantifier:
+                                yield stop, replace(groups[0], first=first, quantifier=quantifier, number=number)
                     for stop, elsewhere in self._elsewhere(end):
                         yield stop, Group(first, stop, None, elsewhere, quantifier, number)
                     continue
@@ -369,5 +379,5 @@ class Phrases(Owned):
                     yield end, (base,)
                     if self.mark(end, ","):
                         yield end + 1, (base,)
-        if not any(group.quantifier in _BUT_SOME for group in groups):
+        if not any(_BUT_SOME.get(group.quantifier) == "none" for group in groups):
             yield last, groups

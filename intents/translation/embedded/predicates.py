@@ -71,6 +71,8 @@ class Predicates(ABC):
             if (aux.modal and not agent) or aux.be or (aux.negated and frame.negated):
                 continue
             for end, verbs in self._v.verbs(last, passive=False, shape="base"):
+                if agent and verbs[0].lemma == "want":
+                    continue  # "we do not want ledger there" forbids; it denies no need
                 clause = replace(
                     frame,
                     modal=aux.modal or frame.modal or "must",
@@ -143,8 +145,13 @@ class Predicates(ABC):
         for start in dict.fromkeys([comma, *further] if comma > last or further else []):
             for end, rest in self._again(start):
                 yield end, (done, *rest)
+        for start, _ in p.lex(comma, "BUT"):  # "..., while keeping both in Germany", "while avoiding s1"
+            plain = p.tokens[comma].norm == "while" and not done.negated and done.modal == "must"
+            for end, verbs in self._v.verbs(start, passive=False, shape="ing") if plain else ():
+                kept = Clause(subject=() if done.imperative else done.subject, modal="must", imperative=done.imperative)
+                for stop, rest in self._completed(end, replace(kept, verbs=verbs)):
+                    yield stop, (done, *rest)
         yield from self._absolute(comma, done)
-        yield from self._appended(comma, done, [start for start, how in joins if how in {"and", "but"}])
         for start, how in joins:
             base = replace(done.without_verbs(), only=False, soft=False, migration=False)
             if done.imperative and how not in {"or", "nor"}:
@@ -157,8 +164,13 @@ class Predicates(ABC):
                     yield end, (done, *rest)
             elif how not in {"or", "nor"}:
                 keep = Clause(modal="must" if done.modal == "must" and not done.imperative else "", soft=False)
+                empty = done.verbs[0].kind == "run" and not (
+                    done.complements or done.negated or done.modal in {"ban", "may"}
+                )
+                such = empty and p.tokens[comma].norm in {"such", "so", "in"}  # "are deployed such that they ..."
                 for end, rest in self._joined_statement(start, keep, done):
-                    yield end, (done, *rest)
+                    yield end, (replace(rest[0], topic=done.subject), *rest[1:]) if such else (done, *rest)
+        yield from self._appended(comma, done, [start for start, how in joins if how in {"and", "but"}])
 
     def _absolute(self, first: int, done: Clause) -> Iterator[tuple[int, Statement]]:
         """Read `with its packets to B passing through s1`, `with all of its traffic encrypted`."""
@@ -167,7 +179,12 @@ class Predicates(ABC):
             for end, groups in p.list(start):
                 if any(group.ends is None or group.kind == "node" for group in groups):
                     continue
-                clause = Clause(subject=groups, modal="must")
+                mine = groups[0].ends
+                if len(groups) == 1 and mine is not None and mine.target and not (mine.owner or mine.source):
+                    owner = (Group(start, start, "pronoun"),)  # "with traffic to B limited to ..."
+                    mine = replace(mine, owner=owner)
+                subject = (replace(groups[0], ends=mine),) if len(groups) == 1 else groups
+                clause = Clause(subject=subject, modal="must")
                 for stop, verbs in [
                     *self._v.verbs(end, passive=False, shape="ing"),
                     *self._v.verbs(end, passive=True, shape="ed"),

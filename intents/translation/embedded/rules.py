@@ -74,7 +74,7 @@ class Rules(Talking, Spreading, Transferring):
         if (
             verb.lemma == "go"
             and who.kind in {"workloads", "data"}
-            and any(each.role in {"to", "in"} for each in complements)
+            and any(each.role in {"to", "in"} or (each.role == "out" and each.word != "around") for each in complements)
         ):
             verb = Verb("go", "enter" if who.kind == "data" else "run")
         if verb.kind == "want" and not verb.passive:  # "trainer wants a GPU"
@@ -100,6 +100,12 @@ class Rules(Talking, Spreading, Transferring):
         ):
             return self._spread(clause, verb, who, complements, strength)
         withouts = [each for each in complements if each.role.startswith("without ")]
+        bounds = [each for each in complements if each.role in {"latency", "bandwidth"}]
+        if withouts and bounds:  # "at or below 20 ms without using s1"
+            rest = [each for each in complements if each not in bounds]
+            bounded = [each for each in complements if each not in withouts]
+            made = self._without(clause, verb, who, rest, withouts, strength)
+            return made + self._measure(clause, verb, who, bounded, strength)
         if withouts:
             return self._without(clause, verb, who, complements, withouts, strength)
         measures = [each for each in complements if each.role in {"latency", "bandwidth"}]
@@ -111,7 +117,8 @@ class Rules(Talking, Spreading, Transferring):
             if each not in measures and each.role not in {"to", "from", "with", "between", "for", "each"}
         ]
         if measures and peerless and not clause.negated and all(each.verb_role != "bare" for each in measures):
-            others = [each for each in complements if each not in measures]
+            placed = verb.kind in {"run", "stay", "be", "need", "have", "nominal"}
+            others = peerless if placed else [each for each in complements if each not in measures]
             asked = [each for each in complements if each not in peerless]
             return self._made(clause, verb, who, others, strength) + self._measure(clause, verb, who, asked, strength)
         if measures:

@@ -20,6 +20,12 @@ class Spreading(Placing):
     """Makes the rules of clauses about what workloads share."""
 
     def _spread(self, clause: Clause, verb: Verb, who: Who, complements: list[Complement], strength: Strength) -> Made:
+        shared = [each for each in complements if any((g.kind or "").startswith("topology") for g in each.groups)]
+        if len(shared) > 1:  # "share a region but not a node"
+            if any(each.linked == "or" for each in shared):
+                raise refused(RefusalKind.AMBIGUOUS, "it is not clear what `or` joins", "say it in two sentences")
+            parts = [[each for each in complements if each is one or each not in shared] for one in shared]
+            return [rule for part in parts for rule in self._spread(clause, verb, who, part, strength)]
         topology: Topology = "node"
         relation = {"share": "together", "colocate": "together", "separate": "apart", "spread": "apart"}.get(
             verb.kind, ""

@@ -15,7 +15,7 @@ from intents.model.predicate import Predicate, both, either, term
 from intents.model.refusal import RefusalKind
 from intents.translation.embedded.lists import WORKLOADS
 from intents.translation.embedded.refusals import refused
-from intents.translation.embedded.tree import Ends, Everything, Group, Join
+from intents.translation.embedded.tree import Ends, Everything, Group, Join, Minus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +57,15 @@ class Subjects:
             self._before = groups
             known = {each.selector for each in self._all}
             self._all += tuple(each for each in groups if each.selector not in known)
+
+    def others(self, groups: tuple[Group, ...]) -> tuple[Group, ...]:
+        """Take from "every other workload" those that were spoken of before."""
+        if len(groups) != 1 or groups[0].quantifier != "other" or not self._all:
+            return groups
+        if any((each.kind or "") not in WORKLOADS or each.ends is not None for each in self._all):
+            raise refused(RefusalKind.AMBIGUOUS, "it is not clear which others are meant", "name them")
+        known = Join("or", tuple(each.selector for each in self._all))
+        return (replace(groups[0], selector=Minus(groups[0].selector, known), quantifier="all"),)
 
     def _meant(self, pronoun: Group) -> tuple[Group, ...]:
         """Return what a pronoun stands for: "it" the subject before, "they" all subjects so far, "the two" two."""
@@ -108,6 +117,10 @@ class Subjects:
 
     def _ends(self, ends: Ends) -> Ends:
         owner = self.resolve(ends.owner)
+        if ends.mutual and ends.source == ends.target:  # "between them", "their mutual traffic" behind such traffic
+            told = self.resolve(ends.source)
+            if len(told) == 1 and told[0].ends is not None:
+                return told[0].ends
         inherited = [each for each in owner if each.ends is not None]
         if inherited:  # "its latency" of the traffic between A and B; "their packets" after the same
             mine = inherited[0].ends

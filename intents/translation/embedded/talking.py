@@ -63,6 +63,10 @@ class Talking(Routing):
             clause = negated_of(clause)
             told = replace(nobody[0], groups=tuple(replace(group, quantifier="") for group in nobody[0].groups))
             peers = [(peers[0][0], told)]
+        alike = clause.negated and len(peers) > 1 and len({role for role, _ in peers}) == 1
+        if alike and all(each.linked in {"nor", "or"} and not each.only for _, each in peers[1:]):  # nor with B
+            groups = tuple(group for _, each in peers for group in each.groups)
+            peers = [(peers[0][0], replace(peers[0][1], groups=groups))]
         negated = clause.negated != (verb.kind in positive_verbs)
         if peers and not clause.negated and all(each.negated for _, each in peers):  # talk to neither A nor B
             negated = not negated

@@ -24,6 +24,11 @@ _TOKEN = re.compile(
 )
 _APOSTROPHES = frozenset("'’ʼ`´")
 _NOT = {"won": "will", "can": "can", "shan": "shall", "ca": "can", "ain": "is"}
+# Typed without the apostrophe: "dont", "isnt".
+_BARE_NOT = {
+    f"{verb}nt": _NOT.get(verb, verb)
+    for verb in ("do", "does", "did", "is", "are", "was", "must", "should", "would", "could", "need", "has", "have")
+} | {"cant": "can", "wont": "will"}
 _ENDINGS = {"re": "are", "ll": "will", "ve": "have", "m": "am", "d": "would"}
 _IS_AFTER = frozenset({"it", "that", "there", "what", "here", "which", "who", "he", "she", "everything"})
 _SIGNS = {"<": "lt", "<=": "lteq", "≤": "lteq", ">": "gt", ">=": "gteq", "≥": "gteq"}
@@ -98,9 +103,10 @@ def _pieces(sentence: str) -> list[Token]:
         if match.lastgroup == "word":
             word = Token(start, end, text, fold(text), "word", pending, starts_line=line)
             pending = ""
-            if word.norm == "cannot":
+            if word.norm == "cannot" or word.norm in _BARE_NOT:
+                verb = _BARE_NOT.get(word.norm, "can")
                 pieces += [
-                    replace(word, norm="can", end=start + 3),
+                    replace(word, norm=verb, end=start + 3),
                     replace(word, norm="not", start=start + 3, glue=" "),
                 ]
             else:
@@ -157,6 +163,9 @@ def _contractions(pieces: list[Token]) -> list[Token]:
                 result.append(replace(token, norm="not", glue=" "))
                 continue
             if token.norm == "s":
+                if before.norm == "let":  # let's
+                    result[-1] = replace(before, norm="lets", end=token.end)
+                    continue
                 is_verb = before.norm in _IS_AFTER
                 result.append(replace(token, norm="is" if is_verb else "'s", glue=" "))
                 continue
