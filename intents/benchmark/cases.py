@@ -246,7 +246,7 @@ def bundled_exams() -> tuple[Case, ...]:
         *read_paraphrases(FOLDER / "exams" / "first-paraphrases.yaml", bundled_intents()),
         *(
             case
-            for name in ("first", "second", "third")
+            for name in ("first", "second", "third", "fourth", "fifth")
             for case in read_cases(FOLDER / "exams" / f"{name}.yaml", bundled_inventories())
         ),
     )

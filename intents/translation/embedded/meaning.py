@@ -98,6 +98,7 @@ class _Reader:
             raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not said which workloads the rule is about")
         clause = self._no_two(replace(clause, subject=self._subjects.others(clause.subject)))
         groups = self._excepted(self._subjects.resolve(clause.subject), clause)
+        self._check_plural(clause, groups)
         clause = replace(clause, complements=tuple(each for each in clause.complements if each.role != "except"))
         if any((group.kind or "") in CARRIERS and group.ends is None for group in groups):
             if len(clause.verbs) == 1 and clause.verbs[0].kind == "excluded":
@@ -112,9 +113,23 @@ class _Reader:
         clause = self._polarity(replace(clause, subject=groups))
         self._ask(clause)
         self._remember(self._subjects.who(groups))
+        self._subjects.accompany([group for each in clause.complements for group in each.groups])
         self._last = clause
         self._read.append(clause)
         return None
+
+    @staticmethod
+    def _check_plural(clause: Clause, groups: tuple[Group, ...]) -> None:
+        """Refuse "they" behind "traffic between A and B": A and B may be meant; packets are "they", but run nowhere."""
+        they = any(group.kind == "pronoun" and group.plural for group in clause.subject)
+        runs = any(verb.kind == "run" and verb.lemma != "be" for verb in clause.verbs)
+        flows = [
+            group for group in groups if group.ends is not None and group.kind in {"traffic", "measure", "network"}
+        ]
+        if they and flows and (runs or any(not group.plural for group in flows)):
+            raise refused(
+                RefusalKind.AMBIGUOUS, "it is not clear who is meant by `they`", "name what is meant", final=True
+            )
 
     @staticmethod
     def _no_two(clause: Clause) -> Clause:

@@ -219,12 +219,13 @@ class Phrases(Owned):
         for end, value in self.lex(start, "DIRECTION"):
             start, direction = end, value
             break
-        for end, kind, _ in self._heads(start):
+        for end, kind, plural in self._heads(start):
             owned = ("traffic", "state", "network", "migration", "data", "link", "measure")
             if kind.startswith(owned) or (kind in {"node", "switch"} and owner.kind in WORKLOADS):
                 group = Group(
-                    owner.first, end, kind, ends=Ends(owner=(owner,)), quantifier=owner.quantifier, direction=direction
-                )
+                    owner.first, end, kind, ends=Ends(owner=(owner,)), quantifier=owner.quantifier, direction=direction,
+                    plural=plural,
+                )  # fmt: skip
                 owner = replace(owner, quantifier="")
                 yield from self._postmodified(group, end)
             elif kind in WORKLOADS:

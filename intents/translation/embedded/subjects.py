@@ -15,7 +15,8 @@ from intents.model.predicate import Predicate, both, either, term
 from intents.model.refusal import RefusalKind
 from intents.translation.embedded.lists import WORKLOADS
 from intents.translation.embedded.refusals import refused
-from intents.translation.embedded.tree import Ends, Everything, Group, Join, Minus
+from intents.translation.embedded.senses import Named
+from intents.translation.embedded.tree import Ends, Everything, Group, Join, Minus, Said
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +51,11 @@ class Subjects:
         self._grounder = grounder
         self._before: tuple[Group, ...] = ()
         self._all: tuple[Group, ...] = ()
+        self._others: tuple[Group, ...] = ()
+
+    def accompany(self, groups: Sequence[Group]) -> None:
+        """Remember with whom a subject was spoken of: "they" behind "A shares a node with B" are both."""
+        self._others += tuple(each for each in groups if _is_one(each) and each not in self._others)
 
     def remember(self, groups: tuple[Group, ...]) -> None:
         """Let pronouns refer to these groups from now on."""
@@ -77,6 +83,10 @@ class Subjects:
         meant = self._all if pronoun.plural and workloads else self._before
         if pronoun.number == 2 and len(apart(self._before)) == 2:
             return self._before
+        if pronoun.plural and len(meant) == 1 and _is_one(meant[0]):
+            meant += tuple(each for each in self._others if each.selector != meant[0].selector)
+            if len(meant) == 1:
+                raise refused(RefusalKind.AMBIGUOUS, "it is not clear who else is meant", "name the workloads")
         if pronoun.number == 2 and len(meant) != 2:
             raise refused(RefusalKind.AMBIGUOUS, "it is not clear which two are meant", "name the workloads")
         return meant
@@ -236,6 +246,12 @@ class Subjects:
         if group.direction == "from_subjects":
             return "from_subjects"
         return "to_subjects" if group.direction == "to_subjects" else default
+
+
+def _is_one(group: Group) -> bool:
+    """Whether it is one workload by its name."""
+    named = isinstance(group.selector, Said) and any(isinstance(e, Named) for e in group.selector.mention.senses)
+    return named and not group.plural and group.ends is None and (group.kind or "") in WORKLOADS
 
 
 def _sort(group: Group) -> str:
