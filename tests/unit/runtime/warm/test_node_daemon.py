@@ -12,7 +12,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import psutil
@@ -42,12 +42,25 @@ class Daemon:
     """A node runtime in a process of its own."""
 
     def __init__(
-        self, folder: Path, name: str, memory_bytes: int | None = None, lease_s: float = 60.0, rate: float | None = None
+        self,
+        folder: Path,
+        name: str,
+        memory_bytes: int | None = None,
+        lease_s: float = 60.0,
+        rate: float | None = None,
+        keep_s: float = 0.0,
+        listen: str = "127.0.0.1:0",
     ) -> None:
         self.name, self.folder = name, folder / name
         self.identity = Identity.load_or_create(self.folder, name)
         self.enrolment = Enrolment(self.folder)
-        options = {"memory_bytes": memory_bytes, "lease_s": lease_s, "rate": rate}
+        options = {
+            "memory_bytes": memory_bytes,
+            "lease_s": lease_s,
+            "rate": rate,
+            "keep_s": keep_s,
+            "listen": listen,
+        }
         command = [sys.executable, "-m", "tests.unit.runtime.warm.tiny_node", str(self.folder), name]
         self.process = subprocess.Popen(
             [*command, json.dumps(options)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -100,6 +113,14 @@ class Daemon:
         for stream in (self.process.stdin, self.process.stdout):
             assert stream is not None
             stream.close()
+
+
+class NothingWarm:
+    """The warm state of a node runtime that has just begun, as far as it is looked at."""
+
+    models: ClassVar[dict[bytes, Any]] = {}
+    pools: ClassVar[list[Any]] = []
+    last_number = 0
 
 
 class Head(Host):
@@ -573,7 +594,7 @@ class TestModels:
         boss = head(edge)
         with pytest.raises(NodeError, match=r"node edge-1 may take 24 MiB and lacks [0-9]+ MiB for weights and KV"):
             boss.node(edge).open([], engine("big", mib=64), None, DEADLINE_S)
-        assert eventually(lambda: (edge.state()["models"], edge.state()["children"]) == (0, 1))
+        assert eventually(lambda: (edge.state()["models"], edge.state()["children"]) == (0, 2))
 
     def test_kv_that_does_not_fit_is_refused_with_what_is_missing(self, daemon, head):
         edge = daemon(memory_bytes=200 * MIB)
@@ -687,7 +708,7 @@ class TestLease:
         boss.node(edge)
         arguments = {"pipeline": "p1", "hosts": [], "engine": engine("slow", gate=str(gate))}
         boss.calls.send("edge-1", order(boss), "open", arguments)
-        assert eventually(lambda: edge.state()["children"] == 2)
+        assert eventually(lambda: edge.state()["children"] == 3)
         boss.gateway.close()
         assert edge.told("host lost", "head")
         gate.touch()
@@ -726,7 +747,7 @@ class TestEnds:
             start(boss, node, "stage-2")
         node.allow_copy("p2.1.0", "cloud-1")
         processes = edge.processes()
-        assert len(processes) == 1 + 2 + 4
+        assert len(processes) == 2 + 2 + 4
         left = edge.end()
         assert edge.process.returncode == 0
         assert (left["threads"], left["folder"], left["pipelines"], left["models"]) == ([], False, {}, 0)
@@ -758,7 +779,7 @@ class TestEnds:
             node.call("close")
 
         def settled() -> dict[str, Any]:
-            assert eventually(lambda: edge.state()["children"] == 2)
+            assert eventually(lambda: edge.state()["children"] == 3)
             return edge.state()
 
         live()
@@ -775,7 +796,7 @@ class TestEnds:
         identity = Identity.load_or_create(tmp_path / "cloud-1", "cloud-1")
         folders = set(Path(edge.hello["folder"]).parent.glob("midstream-node-*"))
         with pytest.raises(ChannelError, match="cannot listen"):
-            NodeDaemon(identity, Enrolment(tmp_path), edge.address, None, None, 1.0, print)  # type: ignore[arg-type]
+            NodeDaemon(identity, Enrolment(tmp_path), edge.address, NothingWarm(), None, 1.0, print)  # type: ignore[arg-type]
         assert set(Path(edge.hello["folder"]).parent.glob("midstream-node-*")) == folders
 
 
