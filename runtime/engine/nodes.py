@@ -308,13 +308,14 @@ class Nodes:
 
     def _resume_lost(self, layout: Layout) -> None:
         """Let awaited nodes of a layout go on with what they have; returns when none is awaited any more."""
-        names = [name for name in layout.nodes if self._is_awaited(name)]
-        for name in names:
-            layers = [layer for layer in range(layout.total_layers) if layout.node_of(layer) == name]
-            threading.Thread(target=self._resume, args=(name, layers), name=f"resume-{name}", daemon=True).start()
-        # Not for the threads: one may be waiting for a machine that does not answer.
-        while any(self._is_awaited(name) for name in names) and not self._closing.wait(_LOOK_AGAIN_S):
-            continue
+        asked: set[str] = set()
+        while (awaited := {name for name in layout.nodes if self._is_awaited(name)}) and not self._closing.is_set():
+            for name in awaited - asked:  # the next one may be lost while the first is awaited
+                layers = [layer for layer in range(layout.total_layers) if layout.node_of(layer) == name]
+                threading.Thread(target=self._resume, args=(name, layers), name=f"resume-{name}", daemon=True).start()
+            asked |= awaited
+            # Not for the threads: one may be waiting for a machine that does not answer.
+            self._closing.wait(_LOOK_AGAIN_S)
 
     def _resume(self, name: str, layers: list[int]) -> None:
         """Ask a node again and again to go on with some layers, as long as it is awaited."""
