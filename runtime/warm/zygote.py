@@ -273,6 +273,8 @@ class Zygote:
         while True:
             try:
                 message = self._socket.recv(_MESSAGE_BYTES)
+            except ConnectionResetError:  # it ended with an order unread: its last words are still to come
+                continue
             except OSError:
                 message = b""
             if not message:  # gone
