@@ -84,6 +84,14 @@ def serve(
     ] = None,
     name: Annotated[str, typer.Option(help="This head's name among nodes.")] = "head",
     listen: Annotated[str, typer.Option(help="Address for nodes, host:port.")] = "127.0.0.1:7100",
+    node_grace: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds in which a lost node may come back with its weights and KV, for example restarted; then its "
+            "layers are re-placed and computed again. 0: at once.",
+        ),
+    ] = 8.0,
     guard: Annotated[
         str | None,
         typer.Option(
@@ -112,6 +120,7 @@ def serve(
         hold_seconds,
         nodes=tuple(node or ()),
         gateway={"name": name, "folder": folder, "listen": listen} if node else None,
+        node_grace_s=node_grace,
         guard={"url": guard, "here": name} if guard else None,
         extra=tuple(context.args),
     )

@@ -37,6 +37,14 @@ def run(
     state: State = None,
     memory: Annotated[str | None, typer.Option(help="Most memory for weights and KV, such as 4GiB.")] = None,
     lease: Annotated[float, typer.Option(min=0, help="Seconds that pipelines outlive a head that is gone.")] = 30.0,
+    keep: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds that weights and KV outlive a node runtime that was killed, for the next one to take over; "
+            "then they go. 0: they go at once.",
+        ),
+    ] = 60.0,
     rate_limit: Annotated[
         str | None, typer.Option(help="Most bytes per second for copying to each node, such as 50MB.")
     ] = None,
@@ -44,11 +52,15 @@ def run(
         str | None, typer.Option(help="Most disk for files of models that come from heads, such as 100GB.")
     ] = None,
 ) -> None:
-    """Keep weights, KV and stages of pipelines on this machine, until it is told to stop."""
+    """Keep weights, KV and stages of pipelines on this machine, until it is told to stop.
+
+    SIGTERM ends all of it. After SIGUSR2, or when it was killed, the next one takes over what is warm (--keep).
+    """
     from runtime.engine.errors import EngineError
     from runtime.head.node import NodeOptions, run_node
     from runtime.transport.channel import ChannelError
     from runtime.transport.identity import IdentityError
+    from runtime.warm.keeper import KeeperError
     from runtime.warm.model_files import ModelStoreError
     from runtime.warm.zygote import ZygoteError
 
@@ -60,10 +72,19 @@ def run(
         lease,
         _bytes("--rate-limit", rate_limit),
         _bytes("--models", models),
+        keep,
     )
     try:
         run_node(options)
-    except (IdentityError, ChannelError, ZygoteError, EngineError, ModelStoreError, OSError) as error:
+    except (
+        IdentityError,
+        ChannelError,
+        ZygoteError,
+        KeeperError,
+        EngineError,
+        ModelStoreError,
+        OSError,
+    ) as error:
         fail(str(error))
 
 

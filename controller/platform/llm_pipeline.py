@@ -84,7 +84,7 @@ _OWN_FLAGS = {
     "--hold-seconds": "spec.scaling.holdSeconds says it",
     "--guard": "spec.privacy.guard says it",
     **dict.fromkeys(
-        ("--host", "--port", "--uds", "--node", "--name", "--listen", "--state", "--headless"),
+        ("--host", "--port", "--uds", "--node", "--node-grace", "--name", "--listen", "--state", "--headless"),
         "the platform decides it",
     ),
     **dict.fromkeys(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from vllm.v1.executor.abstract import Executor
@@ -76,6 +76,7 @@ class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sleep_after_s: seconds without a request after which all stages end until the next one; null for never.
     nodes: nodes on other hosts, enrolled in the gateway's folder.
     gateway: how to reach them.
+    node_grace_s: seconds in which a lost node may come back with its weights and KV before its layers are re-placed.
     guard: must allow where anything of this pipeline goes; null when no intents bound it.
     """
 
@@ -86,6 +87,7 @@ class PipelineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sleep_after_s: float | None = None
     nodes: tuple[str, ...] = ()
     gateway: GatewaySettings | None = None
+    node_grace_s: Annotated[float, msgspec.Meta(ge=0)] = 8.0
     guard: GuardSettings | None = None
 
 
@@ -129,6 +131,7 @@ class PipelineExecutor(Executor):
             nodes=settings.nodes,
             gateway=settings.gateway,
             permission=settings.guard.permission(name, os.environ) if settings.guard else None,
+            node_grace_s=settings.node_grace_s,
             on_failed=self._on_failed,
         )
         boot = self.pipeline.coordinator.boot

@@ -1,7 +1,19 @@
-"""The nodes that a pipeline can use: those it was given, or, for development, any name as a node of this host."""
+"""The nodes that a pipeline can use: those it was given, or, for development, any name as a node of this host.
+
+A node on another host that is lost is *awaited* for `grace_s` seconds first: its runtime may have been restarted, with
+weights and KV still there (`runtime.warm.adoption`), or only the link was away. If it serves layers, whoever repairs
+the pipeline (`placed`) asks it to go on with them::
+
+    lost --> awaited --- resume: it has all of it --------------------> there again, nothing was lost
+                     --- it refuses, or the time is over -------------> its KV is gone: placed elsewhere, opened anew
+
+Not awaited is a node that was resumed within the last seconds: what ends it would end it again. Nor is one resumed that
+was there all the time while another node could not reach it.
+"""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -17,7 +29,7 @@ from runtime.migration.stop_rule import CopyRound
 from runtime.warm.node import LocalNode, Node, NodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from runtime.layout import Layout
     from runtime.migration.guard import Permission
@@ -30,6 +42,8 @@ if TYPE_CHECKING:
 OPEN_S = 600.0
 REACH_S = 60.0
 _TAKE_BACK_S = 2.0
+_RESUME_S = 30.0  # for a node runtime to end stages and erase what is not wanted
+_STEADY_S = 10.0
 _COME_BACK_S = 120.0
 _LOOK_AGAIN_S = 0.2
 _ASK_AGAIN_S = 1.0
@@ -43,6 +57,7 @@ class Nodes:
         make_local: makes a node of this host; None when the pipeline has no zygote here.
         journal: is told of nodes that come and go.
         permission: what a node needs before it gets anything; None when no intents bound this pipeline.
+        grace_s: how long a lost node is awaited, in seconds.
 
     """
 
@@ -52,7 +67,14 @@ class Nodes:
         make_local: Callable[[str], LocalNode] | None,
         journal: Journal,
         permission: Permission | None = None,
+        grace_s: float = 0.0,
     ) -> None:
+        self._grace_s = grace_s
+        self._awaited: dict[str, float] = {}  # until when, by name
+        self._cut_off: set[str] = set()  # of the awaited: those that this host has lost the link to
+        self._resumed_at: dict[str, float] = {}
+        self._kv_gone: dict[str, int] = {}  # of which nodes, by the number of the loss
+        self._losses = 0
         self._remote = {node.name: node for node in remote}
         self._make_local, self._journal, self._permission = make_local, journal, permission
         self._nodes: dict[str, Node] = dict(self._remote)
@@ -114,6 +136,8 @@ class Nodes:
         told: dict[str, str] = {}
         while not self._closing.wait(_TAKE_BACK_S):
             for name in [name for name in list(self._lost) if name in self._remote]:
+                if self._is_awaited(name):
+                    continue
                 node = self._remote[name]
                 if self._refusal_of(name) is not None:
                     continue
@@ -206,6 +230,9 @@ class Nodes:
             pairs.setdefault((source.node_of(layer), target.node_of(layer)), []).append(layer)
         if not pairs:
             return None
+        with self._lock:
+            for new in target.nodes - source.nodes:  # had nothing to lose
+                self._kv_gone.pop(new, None)
         migration = Migration(name)
         try:
             for (here, there), layers in pairs.items():
@@ -221,8 +248,11 @@ class Nodes:
         with ThreadPoolExecutor(len(nodes)) as threads:
             list(threads.map(work, nodes))
 
-    def lose(self, name: str, reason: str) -> bool:
-        """Take note that a node is gone; False when that is known, or it is none of ours."""
+    def lose(self, name: str, reason: str, *, cut_off: bool = True) -> bool:
+        """Take note that a node is gone; False when that is known, or it is none of ours.
+
+        `cut_off`: this host has lost the link to it; else another node has.
+        """
         if name not in self._nodes:
             return False
         with self._lock:
@@ -230,18 +260,110 @@ class Nodes:
                 self._remote[name].lost = reason  # also while it is being taken back
             known = name in self._lost
             self._lost[name] = reason
-        return not known
+            if cut_off:
+                self._cut_off.add(name)
+            if known:
+                return False
+            now = time.monotonic()
+            steady = now - self._resumed_at.get(name, -math.inf) >= _STEADY_S
+            if name in self._remote and self._shape is not None and self._grace_s > 0 and steady:
+                self._awaited[name] = now + self._grace_s
+            else:
+                self._note_kv_gone(name)
+        return True
+
+    def _note_kv_gone(self, name: str) -> None:
+        self._losses += 1
+        self._kv_gone[name] = self._losses
+
+    def kv_gone(self) -> dict[str, int]:
+        """Return the nodes that have lost the KV of what they serve since it was computed, with a number each."""
+        with self._lock:
+            return dict(self._kv_gone)
+
+    def kv_renewed(self, gone: Mapping[str, int]) -> None:
+        """Take note that all KV is computed again that was gone when `kv_gone` returned this."""
+        with self._lock:
+            self._kv_gone = {name: loss for name, loss in self._kv_gone.items() if gone.get(name) != loss}
+
+    def _is_awaited(self, name: str) -> bool:
+        """Whether a lost node may still come back with what it had; takes note when its time is over."""
+        with self._lock:
+            until = self._awaited.get(name)
+        if until is None:
+            return False
+        if time.monotonic() < until:
+            return True
+        self._forsake(name, f"it was not back within {self._grace_s:g} s")
+        return False
+
+    def _forsake(self, name: str, reason: str) -> None:
+        """Await a node no longer: what it had is taken for lost."""
+        with self._lock:
+            if self._awaited.pop(name, None) is None:
+                return
+            self._cut_off.discard(name)
+            self._note_kv_gone(name)
+        self._journal.tell("pipeline", "node not resumed", node=name, reason=reason)
+
+    def _resume_lost(self, layout: Layout) -> None:
+        """Let awaited nodes of a layout go on with what they have; returns when none is awaited any more."""
+        asked: set[str] = set()
+        while (awaited := {name for name in layout.nodes if self._is_awaited(name)}) and not self._closing.is_set():
+            for name in awaited - asked:  # the next one may be lost while the first is awaited
+                layers = [layer for layer in range(layout.total_layers) if layout.node_of(layer) == name]
+                threading.Thread(target=self._resume, args=(name, layers), name=f"resume-{name}", daemon=True).start()
+            asked |= awaited
+            # Not for the threads: one may be waiting for a machine that does not answer.
+            self._closing.wait(_LOOK_AGAIN_S)
+
+    def _resume(self, name: str, layers: list[int]) -> None:
+        """Ask a node again and again to go on with some layers, as long as it is awaited."""
+        node, shape = self._remote[name], self._shape
+        while shape is not None and not self._closing.is_set() and self._is_awaited(name):
+            clock = time.perf_counter()
+            if (refusal := self._refusal_of(name)) is not None:
+                self._forsake(name, refusal)
+                return
+            try:
+                node.wait_reachable(0.0)
+                node.lost = None
+                facts = node.resume(list(self._remote), *self._engine, shape, layers, _RESUME_S)
+            except Exception as error:  # noqa: BLE001 - not there yet, or gone again
+                node.lost = str(error)
+                self._closing.wait(_LOOK_AGAIN_S)
+                continue
+            if facts["refused"] is not None:
+                node.lost = facts["refused"]
+                self._forsake(name, facts["refused"])
+                return
+            with self._lock:
+                there_all_the_time = not facts["restarted"] and name not in self._cut_off
+                back = node.lost is None and not there_all_the_time and self._awaited.pop(name, None) is not None
+                if back:
+                    self._cut_off.discard(name)
+                    self._resumed_at[name] = time.monotonic()
+                    del self._lost[name]
+            if back:
+                ms = round(1e3 * (time.perf_counter() - clock), 1)
+                kept = {"restarted": facts["restarted"], "kept_tokens": facts["kept_tokens"]}
+                self._journal.tell("pipeline", "node resumed", node=name, **kept, ms=ms)
+                return
+            if there_all_the_time:
+                self._forsake(name, "it is there, but another node does not reach it")
 
     def placed(self, layout: Layout) -> Layout:
         """Return a layout like `layout` that needs no lost node and none that the intents forbid.
 
-        Where it needs one, its layers go to the stages beside it; else they are shared by the nodes that are left.
-        Nothing is carried over into that layout. Waits for some time when there is no such layout.
+        Lost nodes that may come back with what they had are awaited first. Where it needs another, its layers go to
+        the stages beside it; else they are shared by the nodes that are left. Nothing is carried over into that layout.
+        Waits for some time when there is no such layout.
 
         Raises:
             NodeError: there was none in time.
 
         """
+        self._resume_lost(layout)
         deadline = time.monotonic() + _COME_BACK_S
         told = ""
         while True:

@@ -103,6 +103,7 @@ class Pipeline(ChangeEffects):
         nodes: Sequence[str],
         gateway: GatewaySettings | None,
         permission: Permission | None,
+        node_grace_s: float,
         on_failed: Callable[[str], None],
         leases: Leases | None = None,
     ) -> None:
@@ -151,6 +152,7 @@ class Pipeline(ChangeEffects):
             self.fleet.local_node if here else None,
             self.journal,
             permission,
+            node_grace_s,
         )
         self.assembler = Assembler(self.fleet, self.nodes, self.dispatcher, threads, self._max_requests)
         self.spares = SpareStages(self.fleet, self.assembler.start_spare, self.journal)
@@ -453,8 +455,11 @@ class Pipeline(ChangeEffects):
         """Replace the serving stages that are gone and replay what is in flight; returns its sequence numbers."""
         broken = self._assembly
         layout = self.nodes.placed(broken.layout)
-        if layout != broken.layout:
-            return self._move_from_lost_nodes(layout)
+        gone = self.nodes.kv_gone()
+        if layout != broken.layout or not layout.nodes.isdisjoint(gone):
+            replayed = self._move_from_lost_nodes(layout)
+            self.nodes.kv_renewed(gone)
+            return replayed
         # Replacements belong to the assembly at once: what is lost of them is lost while serving, and replaced in turn.
         self._assembly = mended = Assembly(broken.layout, list(broken.stages))
         for rank, stage in enumerate(broken.stages):
@@ -498,9 +503,9 @@ class Pipeline(ChangeEffects):
         self._keep_spares(_REST_S)
         return replayed
 
-    def lose_node(self, name: str, reason: str) -> None:
-        """Do without a node from now on: its processes and its KV are gone, or may be."""
-        if not self.nodes.lose(name, reason):
+    def lose_node(self, name: str, reason: str, *, cut_off: bool = True) -> None:
+        """Do without a node's processes from now on: they and its KV are gone, or may be (`Nodes.lose`)."""
+        if not self.nodes.lose(name, reason, cut_off=cut_off):
             return
         self.journal.tell("pipeline", "node lost", node=name, reason=reason)
         for stage in self.fleet.stages():
@@ -687,7 +692,7 @@ class Pipeline(ChangeEffects):
     def _on_way_lost(self, node: str, host: str, reason: str) -> None:
         """Do without a host that a node cannot reach; of two that cannot reach each other, the one that is told of."""
         if node in self.nodes.names():
-            self.lose_node(host, f"{node}: {reason}")
+            self.lose_node(host, f"{node}: {reason}", cut_off=False)
 
     def _fail(self, reason: str) -> None:
         if not self._failed.is_set():

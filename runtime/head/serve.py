@@ -40,6 +40,7 @@ class ServeOptions:
     hold_seconds: float = 30.0
     nodes: Sequence[str] = ()
     gateway: Mapping[str, str] | None = None
+    node_grace_s: float = 8.0
     guard: Mapping[str, str] | None = None
     extra: Sequence[str] = ()
 
@@ -63,6 +64,7 @@ def vllm_arguments(model: ResolvedModel, options: ServeOptions, *, on_cpu: bool)
         "sleep_after_s": options.sleep_after_s,
         "nodes": list(options.nodes),
         "gateway": options.gateway,
+        "node_grace_s": options.node_grace_s,
         "guard": options.guard,
     }
     return [

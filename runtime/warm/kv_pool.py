@@ -192,6 +192,26 @@ class KVPool:
         self._map_table[1 : 1 + known.offsets.size] = known.offsets.reshape(-1)
         self._map_table[0] = known.element_bytes  # last: a reader sees a whole map or none
 
+    def check(self) -> None:
+        """Check that the tables are possible: for a pool that a process left which had no time to say goodbye.
+
+        Raises:
+            KVPoolError: they are not; the message says which.
+
+        """
+        size = self.shape.block_tokens
+        if self.watermark.min(initial=0) < 0 or self.watermark.max(initial=0) > size:
+            raise KVPoolError(f"the KV pool has watermarks that are not within 0 and {size} tokens")
+        element_bytes = int(self._map_table[0])
+        if element_bytes == 0:
+            return  # nobody could tell
+        per_token, rest = divmod(self.shape.block_bytes, max(element_bytes, 1) * size)
+        if element_bytes < 0 or per_token == 0 or rest:
+            raise KVPoolError(f"the KV pool's map of tokens is for elements of {element_bytes} bytes")
+        offsets = np.sort(self._map_table[1 : 1 + per_token * size])
+        if not np.array_equal(offsets, np.arange(per_token * size, dtype=np.int32)):
+            raise KVPoolError("the KV pool's map of tokens does not map every place of a block once")
+
     def record_written(self, layers: range, blocks: Sequence[int], first: Sequence[int], stop: Sequence[int]) -> None:
         """Record that tokens ``[first[i], stop[i])`` of ``blocks[i]`` were just written in all `layers`.
 

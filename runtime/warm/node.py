@@ -102,18 +102,25 @@ class LocalNode:
         home: where their sockets are.
         exchange: with the KV of other hosts; None where there is no way to them.
         prefix: precedes the names of its stages in the zygote, where those of other pipelines may be.
+        left: the memory file and the shape of a pool that is there already.
 
     """
 
     def __init__(
-        self, name: str, zygote: Zygote, home: Neighbourhood, exchange: KVExchange | None = None, prefix: str = ""
+        self,
+        name: str,
+        zygote: Zygote,
+        home: Neighbourhood,
+        exchange: KVExchange | None = None,
+        prefix: str = "",
+        left: tuple[int, KVPoolShape] | None = None,
     ) -> None:
         self.name, self.host = name, home.host
         self._zygote, self._home, self._exchange, self._prefix = zygote, home, exchange, prefix
         self._lock = threading.Lock()  # while the descriptor is used
         self._closed = False
-        self._descriptor = KVPool.new_descriptor(name)
-        self._pool: KVPool | None = None
+        self._descriptor = KVPool.new_descriptor(name) if left is None else left[0]
+        self._pool = KVPool(*left) if left is not None else None
         self._allowed: set[str] = set()  # copies that come from other hosts
 
     @property
@@ -129,6 +136,11 @@ class LocalNode:
             self._check_open()
             if self._pool is None or self._pool.shape != shape:
                 self._pool = KVPool.reserve(self._descriptor, shape)
+
+    def descriptor(self) -> int:
+        """Return the descriptor of the pool's memory file, to be duplicated; raises NodeError when it is given back."""
+        self._check_open()
+        return self._descriptor
 
     def start(self, stage: str, orders: bytes) -> int:
         """Fork a stage process and return its pid."""
@@ -193,6 +205,11 @@ class LocalNode:
             self._allowed.discard(copy)
             self._exchange.receiver.forget(copy)
 
+    def forget_copies(self) -> None:
+        """Take no KV from other hosts any more."""
+        for copy in list(self._allowed):
+            self.forget_copy(copy)
+
     def warm_bytes(self) -> int:
         """Return how much memory the KV of this pipeline takes."""
         return self._pool.touched_bytes() if self._pool else 0
@@ -205,8 +222,7 @@ class LocalNode:
             self._closed = True
             self._pool = None
             os.close(self._descriptor)
-        for copy in list(self._allowed):
-            self.forget_copy(copy)
+        self.forget_copies()
 
 
 def clean_up_after(stage: str, home: Neighbourhood, exchange: KVExchange | None) -> None:

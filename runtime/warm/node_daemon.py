@@ -14,13 +14,19 @@ rules its own pipelines only.
 A pipeline whose head is gone and gives no order for it within `lease_s` is lost: its stages end, its KV is erased. The
 zygote with the weights stays for the next head with the same model, until memory is needed: what was used least
 recently goes first.
+
+All of it but the stages survives this process for a while, and is adopted by the next one
+(`runtime.warm.adoption`). ``resume`` is what a head asks for that has lost this node and reaches it again in time,
+whether this process is another one or only the link was away.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import re
+import secrets
 import shutil
 import signal
 import threading
@@ -39,10 +45,10 @@ from runtime.transport.channel import ChannelError
 from runtime.transport.frames import Call, Ended, FrameError, Lost
 from runtime.transport.gateway import Gateway
 from runtime.transport.socket_folder import SocketFolder
+from runtime.warm.adoption import PoolRecord, WarmModel
 from runtime.warm.kv_pool import KVPoolShape
 from runtime.warm.model_fetch import ModelFetch, ModelOrder
 from runtime.warm.node import LocalNode, NodeError
-from runtime.warm.zygote import Zygote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,10 +56,13 @@ if TYPE_CHECKING:
     from runtime.migration.kv_transfer import KVSender
     from runtime.transport.frames import Buffer, Frame
     from runtime.transport.identity import Enrolment, Identity, Peer
+    from runtime.warm.adoption import LeftPool, WarmState
     from runtime.warm.model_store import ModelStore
 
 PRELOAD_S = 600.0
 _ORDERS_AT_ONCE = 4
+_END_STAGES_S = 5.0
+_CHANGE_KV = frozenset({"copy_blocks", "give_back", "scrub"})
 _NAME = re.compile(r"[A-Za-z0-9-]{1,32}")  # of pipelines and stages: they become names of files and destinations
 
 
@@ -79,7 +88,16 @@ class OpenOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def key(self) -> bytes:
         """Name the weights: what one pipeline has loaded, another with the same key can use."""
-        return self.engine + (self.model.files.identity().encode() if self.model else b"")
+        name = hashlib.blake2b(self.engine, digest_size=32)
+        name.update(self.model.files.identity().encode() if self.model else b"")
+        return name.digest()
+
+
+class ResumeOrder(OpenOrder, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Arguments of ``resume``: those of ``open`` then, the pool's shape, and the layers whose KV is still wanted."""
+
+    shape: KVPoolShape
+    layers: list[int]
 
 
 class ReserveOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,18 +117,6 @@ class StartOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(slots=True)
-class _WarmModel:
-    """A zygote that has the weights of a model."""
-
-    key: str
-    zygote: Zygote
-    facts: dict[str, Any]
-    memory_bytes: int
-    used_at: float = field(default_factory=time.monotonic)
-    users: set[str] = field(default_factory=set)
-
-
-@dataclass(slots=True)
 class _Hosted:
     """One pipeline on this machine."""
 
@@ -125,6 +131,8 @@ class _Hosted:
     stages: set[str] = field(default_factory=set)
     kv_bytes: int = 0
     copies: dict[str, KVSender] = field(default_factory=dict)
+    life: int = 0  # counts how often it was resumed: orders of an earlier life are not obeyed any more
+    at_kv: threading.Lock = field(default_factory=threading.Lock)  # held while an order changes the KV
     orders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_ORDERS_AT_ONCE, "orders"))
 
 
@@ -134,7 +142,7 @@ class NodeDaemon:
     Args:
         identity, enrolment: who this node is, and whom it knows.
         listen: ``host:port``.
-        seed: a zygote whose children become zygotes with weights (`runtime.engine.model_zygote`).
+        warm: what is warm already, and keeps what becomes so.
         memory_bytes: the most this node may take for weights and KV; None for what the machine has.
         lease_s: how long pipelines outlive their head.
         log: takes (event, details...).
@@ -148,7 +156,7 @@ class NodeDaemon:
         identity: Identity,
         enrolment: Enrolment,
         listen: str,
-        seed: Zygote,
+        warm: WarmState,
         memory_bytes: int | None,
         lease_s: float,
         log: Callable[..., None],
@@ -156,15 +164,18 @@ class NodeDaemon:
         models: ModelStore | None = None,
     ) -> None:
         self._name = identity.name
-        self._seed, self._memory_bytes, self._lease_s, self._log = seed, memory_bytes, lease_s, log
+        self._warm, self._memory_bytes, self._lease_s, self._log = warm, memory_bytes, lease_s, log
+        self._enrolment = enrolment
+        self._boot = secrets.token_hex(8)
         self._lock = threading.RLock()
+        self._stage_ended = threading.Condition(self._lock)
         self._hosted: dict[str, _Hosted] = {}
-        self._models: dict[bytes, _WarmModel] = {}  # by what their zygotes were told
+        self._models = dict(warm.models)  # by the name of their weights
         self._gone: dict[str, str] = {}  # hosts that are lost and gave no order since, with the reason
         self._closing = False
         self._promising = threading.Lock()  # what is promised to one must not be promised to another meanwhile
         self._exchange = KVExchange(identity.name)
-        self._count = 0
+        self._count = warm.last_number
         self._sockets = SocketFolder("node-")
         self._folder = str(self._sockets.path)
         self._orders: dict[str, Callable[[_Hosted, dict[str, Any]], object]] = {
@@ -188,6 +199,9 @@ class NodeDaemon:
             "close": lambda hosted, _: self._close(hosted, "its head is done with it"),
         }
         self._openers = ThreadPoolExecutor(1, "open")  # one model is loaded at a time
+        self._resumers = ThreadPoolExecutor(1, "resume")  # which nobody should have to wait for
+        for left in warm.pools:
+            self._take_over(left)
         try:
             self.gateway = Gateway(
                 identity,
@@ -204,7 +218,23 @@ class NodeDaemon:
             self._sockets.remove()
             raise
         self._exchange.gateway = self.gateway
+        warm.on_seed_child_exit, warm.on_stage_exit = self._on_model_exit, self._on_stage_exit
         self._fetch = ModelFetch(models, self.gateway, self._exchange.calls) if models is not None else None
+        with self._lock:
+            left_alone = list(self._hosted.values())
+        for hosted in left_alone:
+            if hosted.life == 0:  # its head may have been quicker
+                self._let_lapse(hosted, "this node runtime was started again")
+
+    def _take_over(self, left: LeftPool) -> None:
+        """Host a pipeline whose KV the last node runtime has left, until its head or its lease says otherwise."""
+        record = left.record
+        model = self._models[record.model]
+        with self._lock:
+            model.users.add(left.pipeline)
+        pool = left.descriptor, record.shape
+        hosted = self._settle(left.pipeline, record.head, frozenset(record.hosts), record.model, model, pool)
+        hosted.kv_bytes = record.kv_bytes
 
     @property
     def address(self) -> str:
@@ -226,13 +256,21 @@ class NodeDaemon:
             hosted = list(self._hosted.values())
         for one in hosted:
             self._close(one, "the node runtime ends")
-        self._openers.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._openers, self._resumers):
+            threads.shutdown(wait=False, cancel_futures=True)
         self.gateway.close()
         with self._lock:
             models, self._models = list(self._models.values()), {}
-        for model in models:
-            model.zygote.close()
-        self._seed.close()
+        self._warm.close(models)
+        self._sockets.remove()
+
+    def leave(self) -> None:
+        """Let go of the other hosts, and leave what is warm to the next node runtime."""
+        with self._lock:
+            self._closing = True
+        for threads in (self._openers, self._resumers):
+            threads.shutdown(wait=False, cancel_futures=True)
+        self.gateway.close()
         self._sockets.remove()
 
     # -- what comes in -----------------------------------------------------------------------------------------------
@@ -255,9 +293,10 @@ class NodeDaemon:
         def answered(work: Callable[[], object]) -> None:
             answer(self.gateway, self._name, peer.name, f"{pipeline}/head", frame, work)
 
-        if frame.method == "open":
+        if frame.method in {"open", "resume"}:
+            threads, begin = (self._openers, self._open) if frame.method == "open" else (self._resumers, self._resume)
             with contextlib.suppress(RuntimeError):  # closed meanwhile
-                self._openers.submit(answered, lambda: self._open(peer.name, arguments))
+                threads.submit(answered, lambda: begin(peer.name, arguments))
             return
         with self._lock:
             hosted = self._hosted.get(pipeline)
@@ -274,8 +313,19 @@ class NodeDaemon:
         }:  # at once: rounds may keep all threads busy
             answered(lambda: method(hosted, arguments))
             return
+        life = hosted.life
         with contextlib.suppress(RuntimeError):  # closed meanwhile
-            hosted.orders.submit(answered, lambda: method(hosted, arguments))
+            hosted.orders.submit(answered, lambda: self._obey(hosted, life, frame.method, arguments))
+
+    def _obey(self, hosted: _Hosted, life: int, method: str, arguments: dict[str, Any]) -> object:
+        """Do what an order says, unless its head has lost and resumed this pipeline since."""
+        with hosted.at_kv if method in _CHANGE_KV else contextlib.nullcontext():
+            if hosted.life != life:
+                raise NodeError(f"pipeline {hosted.name} was resumed since {method!r} was ordered")
+            done = self._orders[method](hosted, arguments)
+        if method == "start" and hosted.life != life:
+            self._kill(hosted, arguments)
+        return done
 
     # -- orders --------------------------------------------------------------------------------------------------------
 
@@ -310,25 +360,96 @@ class NodeDaemon:
             gone = self._gone.get(head)
         if gone is not None:  # while the model was loaded
             self._let_lapse(hosted, gone)
-        return {**model.facts, "was_warm": was_warm, "memory_bytes": model.memory_bytes}
+        return {**model.facts, "was_warm": was_warm, "memory_bytes": model.memory_bytes, "boot": self._boot}
 
-    def _host(self, order: OpenOrder, head: str, model: _WarmModel) -> _Hosted:
+    def _host(self, order: OpenOrder, head: str, model: WarmModel) -> _Hosted:
         """Make a place for a pipeline whose model is warm."""
+        return self._settle(order.pipeline, head, frozenset({head, *order.hosts}), order.key, model)
+
+    def _settle(
+        self,
+        pipeline: str,
+        head: str,
+        hosts: frozenset[str],
+        weights: bytes,
+        model: WarmModel,
+        left: tuple[int, KVPoolShape] | None = None,
+    ) -> _Hosted:
+        """Make a place for a pipeline, empty or with the pool that it has left."""
         self._count += 1
-        prefix = f"{order.pipeline}.{self._count}/"
-        folder = str(Path(self._folder) / order.pipeline)
-        hosts = frozenset({head, *order.hosts})
-        home = Neighbourhood(self._name, order.pipeline, folder, self._folder, hosts)
+        prefix = f"{pipeline}.{self._count}/"
+        folder = str(Path(self._folder) / pipeline)
+        home = Neighbourhood(self._name, pipeline, folder, self._folder, hosts)
         with self._lock:
             if self._closing:
                 raise NodeError(f"node {self._name} is ending")
             Path(folder).mkdir(mode=0o700)
-            node = LocalNode(self._name, model.zygote, home, self._exchange, prefix)
-            hosted = _Hosted(order.pipeline, head, hosts, order.key, node, folder, prefix)
-            self._hosted[order.pipeline] = hosted
+            node = LocalNode(self._name, model.zygote, home, self._exchange, prefix, left)
+            hosted = _Hosted(pipeline, head, hosts, weights, node, folder, prefix)
+            self._hosted[pipeline] = hosted
         return hosted
 
-    def _load(self, order: OpenOrder, head: str) -> _WarmModel:
+    def _resume(self, head: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Let a head that had lost this node go on with the KV that is here; its stages are gone afterwards.
+
+        When what is here is not what the head means, or its stages do not end, it is told why: nothing was resumed.
+        """
+        try:
+            return self._resumed(head, _convert(arguments, ResumeOrder))
+        except NodeError as error:
+            self._log("not resumed", head=head, reason=str(error))
+            return {"refused": str(error)}
+
+    def _resumed(self, head: str, order: ResumeOrder) -> dict[str, Any]:
+        hosted = self._hosted.get(order.pipeline)
+        if hosted is None or hosted.head != head:
+            raise NodeError(f"node {self._name} has nothing left of pipeline {order.pipeline!r}")
+        if hosted.hosts != frozenset({head, *order.hosts}) or hosted.model != order.key:
+            raise NodeError(
+                f"what node {self._name} has of pipeline {order.pipeline!r} is of another model or on others"
+            )
+        with self._lock:
+            model = self._models.get(order.key)
+        if model is None or not model.zygote.alive:
+            raise NodeError(f"the weights of pipeline {order.pipeline!r} are gone on node {self._name}")
+        if hosted.node.pool.shape != order.shape:
+            raise NodeError(f"the KV of pipeline {order.pipeline!r} on node {self._name} has another shape")
+        total = order.shape.layers
+        if any(not 0 <= layer < total for layer in order.layers):
+            raise NodeError(f"layers {order.layers} are not all among the {total} of this pipeline")
+        started = time.perf_counter()
+        with hosted.at_kv:
+            hosted.life += 1
+        self._keep(hosted)
+        for host in hosted.hosts - {self._name}:
+            self.gateway.reach(host)
+        for copy in list(hosted.copies):
+            hosted.copies.pop(copy).stop()
+        hosted.node.forget_copies()
+        self._end_stages(hosted)
+        hosted.node.scrub(sorted(set(range(total)) - set(order.layers)))
+        tokens = int(hosted.node.pool.watermark.sum())
+        with self._lock:
+            if self._hosted.get(order.pipeline) is not hosted:
+                raise NodeError(f"pipeline {order.pipeline!r} was closed meanwhile on node {self._name}")
+            gone = self._gone.get(head)
+        ms = round(1e3 * (time.perf_counter() - started), 1)
+        self._log("pipeline resumed", pipeline=order.pipeline, head=head, tokens=tokens, ms=ms)
+        if gone is not None:
+            self._let_lapse(hosted, gone)
+        return {"boot": self._boot, "kept_tokens": tokens, "refused": None}
+
+    def _end_stages(self, hosted: _Hosted) -> None:
+        """End the stages of a pipeline and wait until they are gone: what they could write is what there is."""
+        with self._lock:
+            stages = list(hosted.stages)
+        for stage in stages:
+            hosted.node.kill(stage)
+        with self._stage_ended:
+            if not self._stage_ended.wait_for(lambda: hosted.stages.isdisjoint(stages), _END_STAGES_S):
+                raise NodeError(f"stages {sorted(hosted.stages)} of pipeline {hosted.name} do not end")
+
+    def _load(self, order: OpenOrder, head: str) -> WarmModel:
         """Get the model's files and fork a zygote that loads them."""
         self._count += 1
         key = f"model-{self._count}"
@@ -337,15 +458,16 @@ class NodeDaemon:
             folder, fetched = self._fetch.folder(head, order.model, key)
             self._log("model files ready", model=order.model.files.name, folder=folder, fetched_bytes=fetched)
         payload = msgspec.msgpack.encode(ModelPayload(order.engine, str(folder) if folder else None))
-        zygote = Zygote.within(self._seed, key, payload, self._on_stage_exit)
+        zygote = self._warm.load(key, payload)
         try:
             facts = zygote.wait_ready(PRELOAD_S)
-            model = _WarmModel(key, zygote, facts, _private_bytes(zygote.pid))
+            model = WarmModel(key, zygote, facts, _private_bytes(zygote.pid))
             model.users.add(order.pipeline)
             with self._promising:
                 with self._lock:
                     self._models[order.key] = model
                 self._make_room()
+            self._warm.keep_model(order.key, model)
         except Exception:
             with self._lock:
                 self._models.pop(order.key, None)
@@ -367,10 +489,22 @@ class NodeDaemon:
                 hosted.kv_bytes = wanted
                 self._make_room()
             hosted.node.reserve(order.shape, order.layers)
+            self._keep_kv(hosted, order.shape)
         except Exception:
             with self._lock:
                 hosted.kv_bytes = before
             raise
+
+    def _keep_kv(self, hosted: _Hosted, shape: KVPoolShape) -> None:
+        """Have the KV of a pipeline survive this process, as its head's and nobody else's."""
+        head = self._enrolment.peers().get(hosted.head)
+        if head is None:
+            raise NodeError(f"{hosted.head} is not enrolled any more")
+        hosts = tuple(sorted(hosted.hosts))
+        record = PoolRecord(hosted.head, head.fingerprint, hosts, hosted.model, shape, hosted.kv_bytes)
+        with self._lock:
+            if self._hosted.get(hosted.name) is hosted:
+                self._warm.keep_pool(hosted.name, record, hosted.node.descriptor())
 
     def _start(self, hosted: _Hosted, arguments: dict[str, Any]) -> int:
         order = _convert(arguments, StartOrder)
@@ -435,7 +569,7 @@ class NodeDaemon:
         """
         if self._memory_bytes is None:
             return
-        unneeded: list[_WarmModel] = []
+        unneeded: list[WarmModel] = []
         with self._lock:
             idle = sorted((model.used_at, engine) for engine, model in self._models.items() if not model.users)
             for _, engine in idle:
@@ -444,8 +578,8 @@ class NodeDaemon:
                 unneeded.append(self._models.pop(engine))
             missing = self._used_bytes() - self._memory_bytes
         for model in unneeded:  # without the lock: the ends of its stages may still have to be heard of
-            model.zygote.close()
-            self._log("model let go", key=model.key, memory_bytes=model.memory_bytes)
+            self._warm.end_model(model)
+            self._log("model let go", key=model.name, memory_bytes=model.memory_bytes)
         if missing > 0:
             raise NodeError(
                 f"node {self._name} may take {self._memory_bytes / 2**20:.0f} MiB and lacks {missing / 2**20:.0f} MiB "
@@ -461,6 +595,7 @@ class NodeDaemon:
             if hosted is None or stage not in hosted.stages:
                 return
             hosted.stages.discard(stage)
+            self._stage_ended.notify_all()
         hosted.node.ended(stage)
         self._tell_end(hosted, stage, status)
 
@@ -470,15 +605,15 @@ class NodeDaemon:
         except ChannelError as error:
             self._log("end of a stage not told", stage=stage, reason=str(error))
 
-    def on_seed_exit(self, key: str, status: int) -> None:
+    def _on_model_exit(self, key: str, status: int) -> None:
         """React to the end of a model's zygote: its stages have ended with it, and are reported by the kernel."""
         self._log("model zygote ended", key=key, status=status)
         with self._lock:
-            ended = {engine: model for engine, model in self._models.items() if model.key == key}
+            ended = {engine: model for engine, model in self._models.items() if model.name == key}
             for engine in ended:
                 del self._models[engine]
         for model in ended.values():
-            model.zygote.close()
+            self._warm.end_model(model)
 
     def _on_lost(self, host: str, reason: str) -> None:
         """Give the pipelines of a head that is gone some time, then end them; tell the others that a node is gone."""
@@ -532,6 +667,7 @@ class NodeDaemon:
         for sender in copies:
             sender.stop()
         hosted.orders.shutdown(wait=False, cancel_futures=True)
+        self._warm.drop_pool(hosted.name)
         hosted.node.close()  # from here on it starts no stage
         with self._lock:
             stages, hosted.stages = hosted.stages, set()

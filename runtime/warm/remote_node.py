@@ -40,6 +40,7 @@ class RemoteNode:
     def __init__(self, name: str, pipeline: str, gateway: Gateway, calls: Calls) -> None:
         self.name = self.host = name
         self._pipeline, self._gateway, self._calls = pipeline, gateway, calls
+        self.boot: str | None = None  # of the node runtime that hosts this pipeline
         self.lost: str | None = None  # why nobody should be asked there at the moment
 
     def call(self, method: str, timeout_s: float = _ANSWER_S, /, **arguments: Any) -> Any:
@@ -94,7 +95,44 @@ class RemoteNode:
         """Have the pipeline of these hosts hosted, with what its zygote needs; returns what the zygote has to say."""
         plain = msgspec.to_builtins(model)
         facts: dict[str, Any] = self.call("open", timeout_s, hosts=list(hosts), engine=engine, model=plain)
+        self.boot = facts["boot"]
         return facts
+
+    def resume(
+        self,
+        hosts: Sequence[str],
+        engine: bytes,
+        model: ModelOrder | None,
+        shape: KVPoolShape,
+        layers: Sequence[int],
+        timeout_s: float,
+    ) -> dict[str, Any]:
+        """Go on, after the node was lost, with the weights and the KV of `layers` that it still has.
+
+        All stages of before are gone then, and the KV of all other layers.
+
+        Returns:
+            kept_tokens: how many tokens, of all layers, are still there.
+            restarted: whether another node runtime has taken over since.
+            refused: why it cannot go on; None when it can.
+
+        Raises:
+            NodeError: it could not be asked.
+
+        """
+        facts: dict[str, Any] = self.call(
+            "resume",
+            timeout_s,
+            hosts=list(hosts),
+            engine=engine,
+            model=msgspec.to_builtins(model),
+            shape=msgspec.to_builtins(shape),
+            layers=list(layers),
+        )
+        if facts["refused"] is not None:
+            return facts
+        before, self.boot = self.boot, facts["boot"]
+        return {**facts, "restarted": before != self.boot}
 
     def reserve(self, shape: KVPoolShape, layers: int) -> None:
         """Make a pool of this shape unless there is one, and room for `layers` of its layers to be in use at once."""

@@ -7,12 +7,18 @@ does it in `preload`), opens no device, starts no thread, and then only waits fo
     parent --- Fork(key, payload) + file descriptors --> zygote --- fork --> child runs main(payload, descriptors)
     parent <-- Forked(key, pid), or NotForked ---------- zygote
     parent <-- Exited(key, pid, status) ---------------- zygote   (whenever a child ends, whatever the reason)
+    parent --- Fence(number, spared pids) -------------> zygote   (all other children are killed and waited for)
+    parent <-- Fenced(number, children) ---------------- zygote   (now that they are gone)
 
 A child of a zygote can become a zygote itself (`Zygote.within`, `be_zygote`): what is common to all models is preloaded
 once, the weights of each model in a child, its stages are forked from that.
 
 The socket is a private pair inherited by fork: nobody else can speak on it. When the parent goes, the socket
 closes and the zygote ends its children; when the zygote is killed, the kernel ends them (PR_SET_PDEATHSIG).
+
+A parent that wants to be survived leaves a duplicate of its end with another process (`runtime.warm.keeper`). Whoever
+gets it *adopts* the zygote: what its predecessor had ordered and not read any more is answered before `Fenced`, and
+dropped; from then on it knows every child there is, from the process that the kernel tells of their ends.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import secrets
 import select
 import signal
 import socket
@@ -86,9 +93,23 @@ class Exited(msgspec.Struct, tag="exited", frozen=True):
     status: int
 
 
+class Fence(msgspec.Struct, tag="fence", frozen=True):
+    """Order: kill every child but these, and wait until they are gone."""
+
+    number: int
+    spared: list[int]
+
+
+class Fenced(msgspec.Struct, tag="fenced", frozen=True):
+    """Report: these are all children that are left, pids by key; all orders before `Fence` were served."""
+
+    number: int
+    children: dict[str, int]
+
+
 _encode = msgspec.msgpack.Encoder().encode
-_decode_order = msgspec.msgpack.Decoder(Fork).decode
-_decode_report = msgspec.msgpack.Decoder(Ready | NotReady | Forked | NotForked | Exited).decode
+_decode_order = msgspec.msgpack.Decoder(Fork | Fence).decode
+_decode_report = msgspec.msgpack.Decoder(Ready | NotReady | Forked | NotForked | Exited | Fenced).decode
 
 
 class Zygote:
@@ -102,15 +123,9 @@ class Zygote:
     """
 
     def __init__(self, main: ChildMain, preload: Preload, on_exit: Callable[[str, int], None]) -> None:
-        parent_socket, child_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        parent = os.getpid()
-        self.pid = os.fork()
-        if self.pid == 0:
-            parent_socket.close()
-            _run_zygote(parent, child_socket, main, preload)
-        child_socket.close()
+        self.pid, reports = fork_zygote(main, preload)
         self._is_child = True
-        self._listen(parent_socket, on_exit)
+        self._listen(reports, on_exit)
 
     @classmethod
     def within(cls, parent: Zygote, key: str, payload: bytes, on_exit: Callable[[str, int], None]) -> Self:
@@ -132,8 +147,49 @@ class Zygote:
         self._listen(parent_socket, on_exit)
         return self
 
-    def _listen(self, reports: socket.socket, on_exit: Callable[[str, int], None]) -> None:
+    @classmethod
+    def adopt(
+        cls, reports: socket.socket, pid: int, spared: Sequence[int], on_exit: Callable[[str, int], None], wait_s: float
+    ) -> Self:
+        """Take over a zygote whose parent is gone, by its end of the socket; end its children but those `spared`.
+
+        When this returns, every other child is gone: the zygote has waited for them.
+
+        Raises:
+            ZygoteError: it is gone, could not preload, or did not answer within `wait_s` seconds.
+
+        """
+        self = cls.__new__(cls)
+        self.pid, self._is_child = pid, False
+        fence = secrets.randbits(63)
+        self._listen(reports, on_exit, fence)  # first of all: it may wait for somebody to read its reports
+        try:
+            reports.send(_encode(Fence(fence, list(spared))), socket.MSG_DONTWAIT)
+        except OSError as error:
+            self.close()
+            raise ZygoteError(f"the zygote (pid {pid}) takes no orders: {error}") from error
+        with self._known:
+            self._known.wait_for(lambda: self._fence is None or self._gone, wait_s)
+            fenced, refused = self._fence is None, self._ready
+        if not fenced:
+            reason = refused.reason if isinstance(refused, NotReady) else "ended" if self._gone else "does not answer"
+            self.close()
+            raise ZygoteError(f"the zygote (pid {pid}) cannot be adopted: {reason}")
+        self._ready = Ready()
+        return self
+
+    def children(self) -> dict[str, int]:
+        """Return the pids of its children by key, as far as they have been heard of."""
+        with self._lock:
+            return dict(self._pids)
+
+    def descriptor(self) -> int:
+        """Return the descriptor of this end of the socket, to be duplicated."""
+        return self._socket.fileno()
+
+    def _listen(self, reports: socket.socket, on_exit: Callable[[str, int], None], fence: int | None = None) -> None:
         self._socket, self._on_exit = reports, on_exit
+        self._fence = fence  # until it is answered, reports answer somebody else
         self._lock = threading.Lock()
         self._pids: dict[str, int] = {}
         self._answers: dict[str, Forked | NotForked] = {}
@@ -217,9 +273,11 @@ class Zygote:
         while True:
             try:
                 message = self._socket.recv(_MESSAGE_BYTES)
+            except ConnectionResetError:  # it ended with an order unread: its last words are still to come
+                continue
             except OSError:
                 message = b""
-            if not message:
+            if not message:  # gone
                 with self._known:
                     self._gone = True
                     lost = list(self._pids)
@@ -231,6 +289,13 @@ class Zygote:
             report = _decode_report(message)
             unwanted = False
             with self._known:
+                if isinstance(report, Fenced):
+                    if report.number == self._fence:
+                        self._fence, self._pids = None, dict(report.children)
+                        self._known.notify_all()
+                    continue
+                if self._fence is not None and not isinstance(report, NotReady):
+                    continue
                 if isinstance(report, Exited):
                     self._pids.pop(report.key, None)
                 elif isinstance(report, Ready | NotReady):
@@ -252,6 +317,18 @@ class Zygote:
             self._on_exit(key, status)
         except Exception:  # noqa: BLE001 - further reports are waited for, whatever the reaction does
             traceback.print_exc()
+
+
+def fork_zygote(main: ChildMain, preload: Preload) -> tuple[int, socket.socket]:
+    """Fork a zygote from this process, whose end is its end; returns its pid and the parent's end of its socket."""
+    parent_socket, child_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        parent_socket.close()
+        _run_zygote(parent, child_socket, main, preload)
+    child_socket.close()
+    return pid, parent_socket
 
 
 def be_zygote(descriptor: int, main: ChildMain, preload: Preload) -> None:
@@ -304,6 +381,9 @@ def _serve_orders(orders: socket.socket, main: ChildMain) -> None:
                     os.kill(pid, signal.SIGKILL)
                 return
             order = _decode_order(message)
+            if isinstance(order, Fence):
+                _fence(orders, order, keys)
+                continue
             answer: Forked | NotForked
             try:
                 pid = os.fork()
@@ -322,6 +402,18 @@ def _serve_orders(orders: socket.socket, main: ChildMain) -> None:
                 keys[pid] = order.key
                 answer = Forked(order.key, pid)
             orders.send(_encode(answer))
+
+
+def _fence(orders: socket.socket, order: Fence, keys: dict[int, str]) -> None:
+    """End all children but those that are spared; it is answered when they are gone."""
+    unwanted = [pid for pid in keys if pid not in order.spared]
+    for pid in unwanted:
+        os.kill(pid, signal.SIGKILL)  # not waited for yet, so the number is still theirs
+    for pid in unwanted:
+        os.waitpid(pid, 0)
+        del keys[pid]
+    _report_exits(orders, keys)
+    orders.send(_encode(Fenced(order.number, {key: pid for pid, key in keys.items()})))
 
 
 def _report_exits(orders: socket.socket, keys: dict[int, str]) -> None:

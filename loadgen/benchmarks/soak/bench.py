@@ -88,16 +88,17 @@ async def _pipeline(
 ) -> AsyncIterator[tuple[Side, Hosts]]:
     """Run the nodes and the head, which know each other by keys made for the occasion."""
     head = Machine(HEAD, f"{link.near}:{free_port()}", controls=True)
+    lost = ("--keep", "0")  # a node runtime that is killed is a node that is lost
     nodes = (
-        Machine(NODES[0], f"{link.near}:{free_port()}"),
-        Machine(NODES[1], f"{link.far}:{free_port()}", link.far_command),
+        Machine(NODES[0], f"{link.near}:{free_port()}", options=lost),
+        Machine(NODES[1], f"{link.far}:{free_port()}", link.far_command, options=lost),
     )
     await enrol((head, *nodes), folder, options.node_command)
     say(f"starting the nodes {' and '.join(NODES)}")
     async with hosts(nodes, link, folder, options, log_dir) as machines:
         say(f"starting the head with layers {options.layers_from}")
         port = free_port()
-        argv = options.head_argv(port, head.address, str(folder / HEAD))
+        argv = [*options.head_argv(port, head.address, str(folder / HEAD)), "--node-grace", "0"]
         async with side(HEAD, argv, port, options, log_dir) as served:
             yield served, machines
 

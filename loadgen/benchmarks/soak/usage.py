@@ -80,18 +80,30 @@ def usage(pid: int) -> Usage:
 def stage_pids(node_pid: int) -> list[int]:
     """Return the stage processes of a node runtime, in the order of their start.
 
-    They are what its zygotes with weights have forked: runtime, zygote with the engine, zygote with weights, stage.
+    They are what its zygotes with weights have forked: runtime, keeper, zygote with the engine, zygote with weights,
+    stage.
     """
-    found: list[psutil.Process] = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for engine in psutil.Process(node_pid).children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for weights in engine.children():
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        found += [one for one in weights.children() if one.status() != psutil.STATUS_ZOMBIE]
+    generation = _children(node_pid)
+    for _ in range(3):
+        generation = [child for process in generation for child in _children(process.pid)]
+    found = [process for process in generation if _is_running(process)]
     with contextlib.suppress(psutil.NoSuchProcess):
         found.sort(key=psutil.Process.create_time)
     return [process.pid for process in found]
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found: list[psutil.Process] = psutil.Process(pid).children()
+        return found
+    return []
+
+
+def _is_running(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        running: bool = process.status() != psutil.STATUS_ZOMBIE
+        return running
+    return False
 
 
 def living(processes: Iterable[psutil.Process]) -> list[int]:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.warm.kv_pool import KVPool, KVPoolError, KVPoolShape, block_spans
+from tests.support.token_maps import tokens_in_a_row
 
 ROOT = Path(__file__).parents[4]
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -305,3 +306,36 @@ def test_i2_nobody_who_reads_beside_a_writer_sees_an_old_watermark_with_a_new_ge
     write(pool, [5], 0, 2)
     write(pool, [5], 1, 3)
     assert seen == [(1, 0), (2, 0), (2, 2), (2, 1), (3, 1), (3, 3)]
+
+
+class TestCheckingWhatAProcessLeft:
+    def test_a_pool_in_use_is_possible(self, pool: KVPool):
+        pool.check()
+        pool.token_map = tokens_in_a_row(pool.shape)
+        pool.record_written(range(pool.shape.layers), [1, 2], [0, 0], [pool.shape.block_tokens, 1])
+        pool.check()
+
+    @pytest.mark.parametrize("tokens", [-1, 1 << 30])
+    def test_a_watermark_outside_its_block_is_not(self, pool: KVPool, tokens: int):
+        pool.watermark[1, 2] = tokens
+        with pytest.raises(KVPoolError, match="watermarks that are not within 0 and"):
+            pool.check()
+
+    @pytest.mark.parametrize("element_bytes", [-4, 3, 1 << 20])
+    def test_elements_that_do_not_fill_a_block_are_not(self, pool: KVPool, element_bytes: int):
+        pool._map_table[0] = element_bytes
+        with pytest.raises(KVPoolError, match=f"for elements of {element_bytes} bytes"):
+            pool.check()
+
+    @given(st.data())
+    def test_a_map_that_gives_two_tokens_one_place_is_not(self, data: st.DataObject):
+        descriptor = KVPool.new_descriptor("checked")
+        try:
+            pool = KVPool.reserve(descriptor, SHAPE)
+            known = tokens_in_a_row(SHAPE)
+            known.offsets.reshape(-1)[data.draw(st.integers(1, known.offsets.size - 1))] = 0
+            pool.token_map = known
+            with pytest.raises(KVPoolError, match="does not map every place of a block once"):
+                pool.check()
+        finally:
+            os.close(descriptor)

@@ -3,213 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import queue
 import signal
-import subprocess
-import sys
-import threading
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import psutil
 import pytest
-import zmq
 
-from runtime.transport.address import Neighbourhood
-from runtime.transport.calls import Calls
-from runtime.transport.channel import ChannelError, Inbox
-from runtime.transport.frames import Batch, Call, Ended, Frame, Reply, Result, unpack
+from runtime.transport.channel import ChannelError
+from runtime.transport.frames import Batch, Call, Ended, Frame, Result
 from runtime.transport.gateway import NODE
-from runtime.transport.identity import Enrolment, Identity, Peer
+from runtime.transport.identity import Enrolment, Identity
 from runtime.warm.node import NodeError
-from runtime.warm.remote_node import RemoteNode
-from tests.unit.runtime.transport.hosts import DEADLINE_S, Host, eventually
-from tests.unit.runtime.warm.tiny_node import SHAPE, engine, orders
+from tests.unit.runtime.transport.hosts import DEADLINE_S, eventually
+from tests.unit.runtime.warm.node_hosts import MIB, TINY, Daemon, Head, is_alive, opened, start
+from tests.unit.runtime.warm.tiny_node import SHAPE, engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-ROOT = Path(__file__).parents[4]
-TINY = engine("tiny")
-MIB = 1 << 20
+    from runtime.warm.remote_node import RemoteNode
 
 
-class Daemon:
-    """A node runtime in a process of its own."""
+class NothingWarm:
+    """The warm state of a node runtime that has just begun, as far as it is looked at."""
 
-    def __init__(
-        self, folder: Path, name: str, memory_bytes: int | None = None, lease_s: float = 60.0, rate: float | None = None
-    ) -> None:
-        self.name, self.folder = name, folder / name
-        self.identity = Identity.load_or_create(self.folder, name)
-        self.enrolment = Enrolment(self.folder)
-        options = {"memory_bytes": memory_bytes, "lease_s": lease_s, "rate": rate}
-        command = [sys.executable, "-m", "tests.unit.runtime.warm.tiny_node", str(self.folder), name]
-        self.process = subprocess.Popen(
-            [*command, json.dumps(options)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.hello = self._answer()
-        self.address: str = self.hello["address"]
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, "the node runtime has ended"
-        return json.loads(line)
-
-    def state(self) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def end(self) -> dict[str, Any]:
-        """Let it end; returns what is left of it."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        left = self._answer()
-        self.process.wait(DEADLINE_S)
-        return left
-
-    def processes(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def logged(self, event: str) -> list[dict[str, str]]:
-        lines = (self.folder / "log").read_text().splitlines()
-        return [entry for entry in map(json.loads, lines) if entry["event"] == event]
-
-    def told(self, event: str, text: str) -> bool:
-        return eventually(lambda: self.has_told(event, text))
-
-    def has_told(self, event: str, text: str) -> bool:
-        return any(text in json.dumps(entry) for entry in self.logged(event))
-
-    def trust(self, host: Host | Daemon, *, controls: bool = False) -> None:
-        address = host.address if isinstance(host, Daemon) else host.gateway.address
-        pem = host.identity.certificate_pem
-        self.enrolment.add(Peer(name=host.name, certificate_pem=pem, address=address, controls=controls))
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(DEADLINE_S)
-        for stream in (self.process.stdin, self.process.stdout):
-            assert stream is not None
-            stream.close()
-
-
-class Head(Host):
-    """The head of some pipelines: it listens, calls node runtimes, and keeps what stages and nodes tell it."""
-
-    def __init__(self, folder: Path, name: str = "head", address: str = "127.0.0.1:0") -> None:
-        super().__init__(folder, name)
-        if address != "127.0.0.1:0":
-            self.gateway.close()
-            self.listen(address)
-        self.calls = Calls()
-        self.on_loss = self.calls.fail
-        self.results: queue.Queue[tuple[Frame, list[bytes]]] = queue.Queue()
-        self._context = zmq.Context()
-        self._closing = False
-        self._readers: list[threading.Thread] = []
-
-    def node(self, daemon: Daemon, pipeline: str = "p1") -> RemoteNode:
-        """Begin a pipeline: what is for its head is read from now on."""
-        self.enrolment.add(
-            Peer(name=daemon.name, certificate_pem=daemon.identity.certificate_pem, address=daemon.address)
-        )
-        if not os.path.exists(f"{self.sockets}/{pipeline}/head"):
-            os.makedirs(f"{self.sockets}/{pipeline}", exist_ok=True)
-            home = Neighbourhood(self.name, pipeline, f"{self.sockets}/{pipeline}", self.sockets)
-            inbox = Inbox(self._context, home.inbox("head"))
-            self.gateway.admit(pipeline, "head", inbox.address)
-            reader = threading.Thread(target=self._read, args=(inbox,), daemon=True)
-            self._readers.append(reader)
-            reader.start()
-        return RemoteNode(daemon.name, pipeline, self.gateway, self.calls)
-
-    def _read(self, inbox: Inbox) -> None:
-        while not self._closing:
-            parts = inbox.receive(50)
-            if not parts:
-                continue
-            frame, buffers = unpack(parts)
-            if isinstance(frame, Reply):
-                self.calls.answered(frame, buffers)
-            else:
-                self.results.put((frame, [bytes(buffer) for buffer in buffers]))
-        inbox.close()
-
-    def next(self) -> Frame:
-        return self.results.get(timeout=DEADLINE_S)[0]
-
-    def tell(self, daemon: Daemon, stage: str, method: str, pipeline: str = "p1", /, **arguments: Any) -> Any:
-        """Call a stage and wait for its answer."""
-        _, future = self.calls.send(
-            stage,
-            lambda frame, buffers: self.gateway.send(daemon.name, f"{pipeline}/{stage}", frame, buffers),
-            method,
-            arguments,
-        )
-        return future.result(DEADLINE_S)
-
-    def close(self) -> None:
-        self._closing = True
-        super().close()
-        for reader in self._readers:
-            reader.join(DEADLINE_S)
-        self._context.destroy(linger=0)
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
-    made: list[Daemon] = []
-
-    def make(name: str = "edge-1", **options: Any) -> Daemon:
-        made.append(Daemon(tmp_path, name, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-@pytest.fixture
-def head(tmp_path: Path) -> Iterator[Callable[..., Head]]:
-    made: list[Head] = []
-
-    def make(*daemons: Daemon, name: str = "head", controls: bool = True, address: str = "127.0.0.1:0") -> Head:
-        made.append(Head(tmp_path, name, address))
-        for one in daemons:
-            one.trust(made[-1], controls=controls)
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-def start(head: Head, node: RemoteNode, stage: str = "stage-1", **fields: Any) -> int:
-    return node.start(stage, orders(stage, head.name, **fields))
-
-
-def opened(head: Head, daemon: Daemon, pipeline: str = "p1", model: bytes = TINY) -> RemoteNode:
-    """Open a pipeline with room for all layers."""
-    node = head.node(daemon, pipeline)
-    node.open([], model, None, DEADLINE_S)
-    node.reserve(SHAPE, SHAPE.layers)
-    return node
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    models: ClassVar[dict[bytes, Any]] = {}
+    pools: ClassVar[list[Any]] = []
+    last_number = 0
 
 
 class TestAPipeline:
@@ -573,7 +397,7 @@ class TestModels:
         boss = head(edge)
         with pytest.raises(NodeError, match=r"node edge-1 may take 24 MiB and lacks [0-9]+ MiB for weights and KV"):
             boss.node(edge).open([], engine("big", mib=64), None, DEADLINE_S)
-        assert eventually(lambda: (edge.state()["models"], edge.state()["children"]) == (0, 1))
+        assert eventually(lambda: (edge.state()["models"], edge.state()["children"]) == (0, 2))
 
     def test_kv_that_does_not_fit_is_refused_with_what_is_missing(self, daemon, head):
         edge = daemon(memory_bytes=200 * MIB)
@@ -687,7 +511,7 @@ class TestLease:
         boss.node(edge)
         arguments = {"pipeline": "p1", "hosts": [], "engine": engine("slow", gate=str(gate))}
         boss.calls.send("edge-1", order(boss), "open", arguments)
-        assert eventually(lambda: edge.state()["children"] == 2)
+        assert eventually(lambda: edge.state()["children"] == 3)
         boss.gateway.close()
         assert edge.told("host lost", "head")
         gate.touch()
@@ -726,7 +550,7 @@ class TestEnds:
             start(boss, node, "stage-2")
         node.allow_copy("p2.1.0", "cloud-1")
         processes = edge.processes()
-        assert len(processes) == 1 + 2 + 4
+        assert len(processes) == 2 + 2 + 4
         left = edge.end()
         assert edge.process.returncode == 0
         assert (left["threads"], left["folder"], left["pipelines"], left["models"]) == ([], False, {}, 0)
@@ -758,7 +582,7 @@ class TestEnds:
             node.call("close")
 
         def settled() -> dict[str, Any]:
-            assert eventually(lambda: edge.state()["children"] == 2)
+            assert eventually(lambda: edge.state()["children"] == 3)
             return edge.state()
 
         live()
@@ -775,7 +599,7 @@ class TestEnds:
         identity = Identity.load_or_create(tmp_path / "cloud-1", "cloud-1")
         folders = set(Path(edge.hello["folder"]).parent.glob("midstream-node-*"))
         with pytest.raises(ChannelError, match="cannot listen"):
-            NodeDaemon(identity, Enrolment(tmp_path), edge.address, None, None, 1.0, print)  # type: ignore[arg-type]
+            NodeDaemon(identity, Enrolment(tmp_path), edge.address, NothingWarm(), None, 1.0, print)  # type: ignore[arg-type]
         assert set(Path(edge.hello["folder"]).parent.glob("midstream-node-*")) == folders
 
 

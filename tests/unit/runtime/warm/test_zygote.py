@@ -83,6 +83,18 @@ def test_a_child_can_become_a_zygote_which_says_what_it_has_preloaded():
     assert outcome["children_ended"]
 
 
+def test_who_adopts_a_zygote_knows_its_children_and_believes_no_answer_to_another():
+    outcome = run("a_zygote_is_adopted")
+    assert outcome == {"children": True, "only": True, "alive": [True, True], "ended": [["kept", -signal.SIGKILL]]}
+
+
+def test_a_zygote_that_cannot_be_adopted_says_why():
+    ended, silent, unready = run("zygotes_that_cannot_be_adopted")["reasons"]
+    assert "ended" in ended or "takes no orders" in ended
+    assert silent == "the zygote (pid PID) cannot be adopted: does not answer"
+    assert unready.endswith("cannot be adopted: RuntimeError: no such file") or "takes no orders" in unready
+
+
 def test_a_zygote_that_is_never_ready_says_why():
     failed, unsayable, ended, slow = run("zygotes_that_never_are_ready")["reasons"]
     assert failed.startswith("cannot preload: RuntimeError: no such file \N{FIRE}no such file")

@@ -24,10 +24,12 @@ from runtime.transport.address import Address
 from runtime.transport.channel import Inbox
 from runtime.transport.frames import Batch, Call, Reply, Result, unpack
 from runtime.transport.identity import Enrolment, Identity
+from runtime.warm.adoption import PROTOCOL, NodeRecord, WarmState, new_seed
+from runtime.warm.keeper import Keeper
 from runtime.warm.kv_pool import KVPool, KVPoolShape
 from runtime.warm.node import StagePayload
 from runtime.warm.node_daemon import ModelPayload, NodeDaemon
-from runtime.warm.zygote import Zygote, be_zygote
+from runtime.warm.zygote import be_zygote
 from tests.support.token_maps import tokens_in_a_row
 
 SHAPE = KVPoolShape(layers=4, blocks=16, block_tokens=4, layer_bytes=16 * 4096)
@@ -100,28 +102,29 @@ def do(method: str, arguments: dict[str, Any], descriptor: int) -> Any:
 
 def main(folder: str, name: str, options: dict[str, Any]) -> None:
     """Run until the input ends."""
-    daemons: list[NodeDaemon] = []
+    place = Path(folder)
+    identity, enrolment = Identity.load_or_create(place, name), Enrolment(place)
     # Forked before this process has threads and sockets.
-    seed = Zygote(be_tiny_model, lambda: None, lambda *ended: [daemon.on_seed_exit(*ended) for daemon in daemons])
-    seed.wait_ready(30)
+    keeper = Keeper.attach(place, be_tiny_model, lambda: None, new_seed, options["keep_s"])
     log = (Path(folder) / "log").open("a", buffering=1)
 
     def write(event: str, **details: object) -> None:
         log.write(json.dumps({"event": event, **{key: str(value) for key, value in details.items()}}) + "\n")
 
-    place = Path(folder)
+    this = NodeRecord(PROTOCOL, "tiny", name, identity.fingerprint)
+    heads = {peer.name: peer.fingerprint for peer in enrolment.peers().values() if peer.controls}
+    warm = WarmState(keeper, this, heads, write)
     daemon = NodeDaemon(
-        Identity.load_or_create(place, name),
-        Enrolment(place),
-        "127.0.0.1:0",
-        seed,
+        identity,
+        enrolment,
+        options["listen"],
+        warm,
         options["memory_bytes"],
         options["lease_s"],
         write,
         options["rate"],
     )
-    daemons.append(daemon)
-    say({"address": daemon.address, "seed": seed.pid, "folder": daemon._folder})
+    say({"address": daemon.address, "seed": warm.seed.pid, "folder": daemon._folder})
     for _ in sys.stdin:
         say(state(daemon))
     daemon.close()

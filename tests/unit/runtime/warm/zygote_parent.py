@@ -346,6 +346,49 @@ def a_child_becomes_a_zygote() -> dict[str, Any]:
     }
 
 
+def a_zygote_is_adopted() -> dict[str, Any]:
+    """Its parent has left a child that is wanted, one that is not, and answers that nobody read."""
+    pid, left = zygote_module.fork_zygote(child_main, preload)
+    for key in ("kept", "unwanted", "again"):
+        left.send(zygote_module._encode(zygote_module.Fork(key, order("wait"))))
+    left.recv(1 << 16)  # that it is ready
+    kept = zygote_module._decode_report(left.recv(1 << 16)).pid
+    exits = Exits()
+    zygote = Zygote.adopt(left, pid, [kept], exits, DEADLINE_S)
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    again = zygote.fork("again", order("wait"))
+    outcome = {
+        "children": zygote.children() == {"kept": kept, "again": again},
+        "only": children == [str(kept)],
+        "alive": [is_alive(kept), is_alive(again)],
+    }
+    zygote.kill("kept")
+    ended = exits.wait(1)
+    zygote.close()
+    os.waitpid(pid, 0)
+    return {**outcome, "ended": ended}
+
+
+def zygotes_that_cannot_be_adopted() -> dict[str, Any]:
+    """One has ended, one does not answer, one could not preload."""
+    reasons = []
+    for prepare, number in ((preload, signal.SIGKILL), (preload, signal.SIGSTOP), (fail_to_preload, None)):
+        pid, left = zygote_module.fork_zygote(child_main, prepare)
+        if number is not None:
+            os.kill(pid, number)
+        try:
+            Zygote.adopt(left, pid, [], Exits(), 0.5 if number == signal.SIGSTOP else DEADLINE_S)
+        except ZygoteError as error:
+            reasons.append(str(error).replace(str(pid), "PID"))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    return {"reasons": reasons}
+
+
+def fail_to_preload() -> None:
+    raise RuntimeError("no such file")
+
+
 def zygotes_that_never_are_ready() -> dict[str, Any]:
     outer = Zygote(become_zygote, preload, Exits())
     reasons = []
@@ -437,6 +480,8 @@ SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
         a_fork_that_fails_ends_nobody_else,
         the_zygote_is_killed_before_a_child_drew_its_first_breath,
         a_child_becomes_a_zygote,
+        a_zygote_is_adopted,
+        zygotes_that_cannot_be_adopted,
         zygotes_that_never_are_ready,
         the_outer_zygote_is_killed,
         zygotes_that_cannot_be_forked_leave_nothing,
