@@ -41,7 +41,7 @@ from runtime.transport.gateway import Gateway
 from runtime.transport.socket_folder import SocketFolder
 from runtime.warm.kv_pool import KVPoolShape
 from runtime.warm.model_fetch import ModelFetch, ModelOrder
-from runtime.warm.node import LocalNode, NodeError
+from runtime.warm.node import LocalNode, NodeError, OnlyZygote
 from runtime.warm.zygote import Zygote
 
 if TYPE_CHECKING:
@@ -323,7 +323,7 @@ class NodeDaemon:
             if self._closing:
                 raise NodeError(f"node {self._name} is ending")
             Path(folder).mkdir(mode=0o700)
-            node = LocalNode(self._name, model.zygote, home, self._exchange, prefix)
+            node = LocalNode(self._name, OnlyZygote(model.zygote), home, self._exchange, prefix)
             hosted = _Hosted(order.pipeline, head, hosts, order.key, node, folder, prefix)
             self._hosted[order.pipeline] = hosted
         return hosted
@@ -381,7 +381,7 @@ class NodeDaemon:
                 raise NodeError(f"{order.stage} runs already")
             hosted.stages.add(order.stage)
         try:
-            return hosted.node.start(order.stage, order.orders)
+            return hosted.node.start(order.stage, "", order.orders)
         except Exception:
             with self._lock:
                 hosted.stages.discard(order.stage)

@@ -127,7 +127,7 @@ class Harness:
         """Let the next change find no stage that is ready: it has to start its own."""
         self.wait_for_spares()
         spares = self.pipeline.spares
-        while (stage := spares.take("local")) is not None:
+        while (stage := spares.take("local", self.pipeline.layout().precision)) is not None:
             self.pipeline.fleet.release(stage)
 
     def wait_for_spares(self) -> None:
