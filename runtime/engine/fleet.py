@@ -223,7 +223,7 @@ class Fleet:
         with self._lock:
             self._starting.add(name)
         try:
-            pid = node.start(name, precision, orders)
+            pid = node.start(name, orders, precision)
             stage = Stage(name, node, pid, precision, self._outbox(address))
         except (ZygoteError, NodeError, ChannelError) as error:
             raise StageError(str(error)) from error

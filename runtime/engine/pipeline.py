@@ -29,7 +29,7 @@ from runtime.engine.kv_spec import decode_specs
 from runtime.engine.ledger import Ledger
 from runtime.engine.model_zygote import be_precision_zygote, import_engine
 from runtime.engine.nodes import Migration, Nodes
-from runtime.engine.precision import check_precision, converted_bytes, precision_of
+from runtime.engine.precision import bytes_to_load, check_precision, precision_of
 from runtime.engine.recovery import Recovery
 from runtime.engine.sleep import Sleep
 from runtime.engine.spares import SpareStages
@@ -665,10 +665,12 @@ class Pipeline(ChangeEffects):
         old = self._assembly
         reusable = {role_of(old.layout, rank) for rank in range(len(old.layout))}
         loaded, before, after = sum(stage.memory_bytes for stage in old.stages), old.layout.precision, target.precision
-        per_layer = converted_bytes(loaded, before, after) / self._total_layers
+        if after != before:
+            loaded = bytes_to_load(loaded, before, after)
+        per_layer = loaded / self._total_layers
         spares = {node: self.spares.count(node, after) for node in target.nodes}
         held = self.fleet.weights.held_bytes() if self.fleet.weights else {}
-        needed = 0.0 if after in held else float(converted_bytes(held.get(before, 0), before, after))
+        needed = 0.0 if after in held else float(bytes_to_load(held.get(before, 0), before, after))
         for rank, placement in enumerate(target.stages):
             if role_of(target, rank) in reusable:
                 continue

@@ -94,7 +94,7 @@ class Node(Protocol):
     def reserve(self, shape: KVPoolShape, layers: int) -> None:
         """Make a pool of this shape unless there is one, and room for `layers` of its layers to be in use at once."""
 
-    def start(self, stage: str, precision: str, orders: bytes) -> int:
+    def start(self, stage: str, orders: bytes, precision: str = "") -> int:
         """Fork a stage process with weights in a precision and return its pid on its host."""
 
     def kill(self, stage: str) -> None:
@@ -156,7 +156,7 @@ class LocalNode:
             if self._pool is None or self._pool.shape != shape:
                 self._pool = KVPool.reserve(self._descriptor, shape)
 
-    def start(self, stage: str, precision: str, orders: bytes) -> int:
+    def start(self, stage: str, orders: bytes, precision: str = "") -> int:
         """Fork a stage process with weights in a precision and return its pid."""
         home = self._home
         payload = msgspec.msgpack.encode(StagePayload(home, orders))

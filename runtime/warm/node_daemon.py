@@ -381,7 +381,7 @@ class NodeDaemon:
                 raise NodeError(f"{order.stage} runs already")
             hosted.stages.add(order.stage)
         try:
-            return hosted.node.start(order.stage, "", order.orders)
+            return hosted.node.start(order.stage, order.orders)
         except Exception:
             with self._lock:
                 hosted.stages.discard(order.stage)

@@ -41,6 +41,15 @@ def main(model: str) -> None:
         assert pipeline.recovery.count == 1
         harness.settle("3,3")
         assert tokens(harness.run(prompts)) == undisturbed
+
+        harness.change("", precision="bfloat16")
+        harness.engine.reset_prefix_cache()
+        rounded = tokens(harness.run(prompts))
+        assert {name: len(answer) for name, (answer,) in rounded.items()} == {"greedy": 60, "seeded": 60}
+        assert rounded != undisturbed, "these stages were meant to load other weights"
+        harness.settle("3,3")
+        assert pipeline.layout().precision == "float32"
+        assert tokens(harness.run(prompts)) == undisturbed
     finally:
         directory = pipeline.fleet._folder.path
         assert directory.exists()

@@ -66,6 +66,7 @@ BAD: list[tuple[Type, dict[str, Any], str, str]] = [
     (Type.RECONFIGURATION_REQUESTED, {"layer": "15"}, "data", "did you mean 'layers'?"),
     (Type.RECONFIGURATION_REQUESTED, {"method": "copy"}, "data.method", "pre_copy, stop_and_copy, recompute"),
     (Type.RECONFIGURATION_REQUESTED, {"fallback": "no"}, "data.fallback", "abort, recompute"),
+    (Type.RECONFIGURATION_REQUESTED, {"precision": "int8"}, "data.precision", "float32, bfloat16, float16"),
     (Type.RECONFIGURATION_REQUESTED, {"generation": 0}, "data.generation", "at least 1"),
     (Type.RECONFIGURATION_REQUESTED, {"pipeline": "Smol LM"}, "data.pipeline", "lower-case"),
     (Type.RECONFIGURATION_PLANNED, {"state": "committed"}, "data.state", "must be 'planned'"),

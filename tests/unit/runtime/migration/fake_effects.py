@@ -60,7 +60,7 @@ class FakeEffects(ChangeEffects):
     """
 
     def __init__(self, layout: str = "2,2") -> None:
-        self.serving = Layout.parse(layout, LAYERS).in_precision("float32")
+        self.serving = Layout.parse(layout, LAYERS)
         self.calls: list[str] = []
         self.rounds: list[CopyRound] = []
         self.idle = True
