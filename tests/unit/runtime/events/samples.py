@@ -28,6 +28,7 @@ GOOD: dict[Type, dict[str, Any]] = {
         "layers": "8@edge-1, 12@edge-2, 10",
         "method": "recompute",
         "fallback": "abort",
+        "precision": "bfloat16",
         "generation": 7,
     },
     Type.RECONFIGURATION_PLANNED: {**REPORT, "state": "planned"},
