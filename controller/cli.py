@@ -38,7 +38,7 @@ app.command()(operator_commands.operator)
 
 
 _SHOWN_OF = {
-    "planned": {"from", "to", "method"},
+    "planned": {"from", "to", "from_precision", "to_precision", "method"},
     "ended": {"state", "reason", "total_ms", "pause_ms", "bytes_moved", "rounds", "requests_carried"},
 }
 """Of entries that hold a whole report, what a line of the story shows."""
@@ -134,7 +134,13 @@ def serve(
 
 @app.command()
 def reconfigure(
-    layers: Annotated[str, typer.Option(help="Layers per stage of the new layout, such as 8,12,10.")],
+    layers: Annotated[
+        str | None, typer.Option(help="Layers per stage of the new layout, such as 8,12,10; default: as they are.")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Precision of the weights: float32, bfloat16 or float16; default: as it is. KV is kept."),
+    ] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     method: Annotated[
         Method, typer.Option(help="How the KV of layers that change their node gets there.")
@@ -143,12 +149,14 @@ def reconfigure(
     json_output: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
     wait: Annotated[bool, typer.Option(help="Wait until the change has ended.")] = True,
 ) -> None:
-    """Change the running pipeline to another layout, without touching its streams.
+    """Change the running pipeline to another layout or precision, without touching its streams.
 
     Exit codes: 0 committed (or accepted, with --no-wait), 1 aborted or failed, 2 refused before anything was touched.
     """
+    if layers is None and precision is None:
+        fail("nothing to change: give --layers, such as 8,12,10, or --precision, such as bfloat16", REFUSED)
     with _client(endpoint) as client:
-        report = client.reconfigure(layers, method, fallback)
+        report = client.reconfigure(layers, method, fallback, precision=precision)
         if wait:
             report = client.wait(report["id"])
     if json_output:
@@ -170,7 +178,12 @@ def status(
     if json_output:
         print(json.dumps(state))
         return
-    out.print(f"{state['model']} on vLLM {state['vllm_version']}: epoch {state['epoch']}, {state['phase']}")
+    weights = ", ".join(f"{size / 2**20:.0f} MiB in {name}" for name, size in state["weights_bytes"].items())
+    out.print(
+        f"{state['model']} on vLLM {state['vllm_version']}: epoch {state['epoch']}, {state['phase']}, "
+        f"in {state['precision']}" + (f"; weights: {weights}" if weights else ""),
+        soft_wrap=True,
+    )
     for stage in state["stages"]:
         span = f"layers {stage['first_layer']:>3} to {stage['last_layer']:>3}"
         size = f"{stage['memory_bytes'] / 2**20:6.0f} MiB"
@@ -292,8 +305,11 @@ def _client(endpoint: str) -> Iterator[ControlClient]:
 
 def _print_report(report: dict[str, Any]) -> None:
     steps = ", ".join(f"{step} {ms:.0f} ms" for step, ms in report["steps_ms"].items())
+    before, after = report["from"], report["to"]
+    if report["from_precision"] != report["to_precision"]:
+        before, after = f"{before} in {report['from_precision']}", f"{after} in {report['to_precision']}"
     out.print(
-        f"{report['id']}: {report['from']} -> {report['to']} {report['state']} in {report['total_ms']:.0f} ms "
+        f"{report['id']}: {before} -> {after} {report['state']} in {report['total_ms']:.0f} ms "
         f"({steps}); {report['requests_carried']} requests carried, {report['bytes_moved']} bytes of KV moved, "
         f"{report['peak_extra_bytes'] / 2**20:.0f} MiB extra at peak",
         soft_wrap=True,

@@ -1,13 +1,14 @@
 """How the layers of a model are divided into pipeline stages.
 
 A `Layout` is what a user writes as ``8,12,10`` or, with stages on named nodes, ``8@edge-1,22@cloud-1``:
-the number of consecutive layers each stage owns. It is a value: parsing and validation never touch a process.
+the number of consecutive layers each stage owns. It is a value: parsing and validation never touch a process. Beside
+the stages it tells in which precision they compute, which has no part in the text.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,9 +53,13 @@ class StagePlacement:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """An ordered division of all layers of a model into stages."""
+    """An ordered division of all layers of a model into stages.
+
+    `precision`: of the weights of all of them, such as ``bfloat16``; empty where nothing is said about it.
+    """
 
     stages: tuple[StagePlacement, ...]
+    precision: str = ""
 
     @classmethod
     def parse(cls, text: str, total_layers: int) -> Layout:
@@ -127,7 +132,11 @@ class Layout:
         """Return this layout with one stage on another node."""
         stages = list(self.stages)
         stages[index] = StagePlacement(stages[index].layers, node)
-        return Layout(tuple(stages))
+        return replace(self, stages=tuple(stages))
+
+    def in_precision(self, precision: str) -> Layout:
+        """Return this layout with weights of a precision."""
+        return replace(self, precision=precision)
 
     def _only(self, keeps: Callable[[int], bool]) -> Layout:
         kept = [stage for index, stage in enumerate(self.stages) if keeps(index)]
@@ -139,7 +148,7 @@ class Layout:
             following = kept[position + 1] if position + 1 < len(kept) else None
             stop = self.total_layers if following is None else (stage.layers.stop + following.layers.first) // 2
             stages.append(StagePlacement(LayerRange(first, stop), stage.node))
-        return Layout(tuple(stages))
+        return replace(self, stages=tuple(stages))
 
     def __len__(self) -> int:
         return len(self.stages)

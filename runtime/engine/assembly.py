@@ -45,9 +45,9 @@ class Assembly:
 
 
 def role_of(layout: Layout, rank: int) -> tuple[object, ...]:
-    """What must be equal for a stage process to serve in another layout: its layers, node, and being an end."""
+    """What must be equal for a stage process to serve in another layout: layers, node, precision, and being an end."""
     placement = layout.stages[rank]
-    return placement, rank == 0, rank == len(layout) - 1
+    return placement, layout.precision, rank == 0, rank == len(layout) - 1
 
 
 class Assembler:
@@ -71,11 +71,11 @@ class Assembler:
 
     def start(self, layout: Layout, rank: int) -> Stage:
         """Start the process of a stage of `layout`; raises StageError."""
-        return self._fork(layout.stages[rank].node, Role(rank, layout.counts))
+        return self._fork(layout.stages[rank].node, layout.precision, Role(rank, layout.counts))
 
-    def start_spare(self, node: str) -> Stage:
+    def start_spare(self, node: str, precision: str) -> Stage:
         """Start a stage that can take any role, and make it ready; raises StageError."""
-        stage = self._fork(node, None)
+        stage = self._fork(node, precision, None)
         try:
             self.make_ready(stage)
         except StageError:
@@ -88,9 +88,9 @@ class Assembler:
         self.prepare([stage])
         self.bind([stage])
 
-    def _fork(self, node: str, role: Role | None) -> Stage:
+    def _fork(self, node: str, precision: str, role: Role | None) -> Stage:
         try:
-            return self._fleet.start(self._nodes.get(node), self._threads, role)
+            return self._fleet.start(self._nodes.get(node), precision, self._threads, role)
         except NodeError as error:
             raise StageError(str(error)) from error
 

@@ -37,7 +37,8 @@ from runtime.warm.model_fetch import ModelOrder, ModelSource
 from runtime.warm.model_store import ModelStore
 from runtime.warm.node import LocalNode, NodeError, clean_up_after
 from runtime.warm.remote_node import RemoteNode
-from runtime.warm.zygote import Zygote, ZygoteError
+from runtime.warm.weights import Weights
+from runtime.warm.zygote import ZygoteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from runtime.transport.frames import Buffer, Frame
     from runtime.transport.identity import Peer
     from runtime.warm.node import Node
-    from runtime.warm.zygote import Preload
+    from runtime.warm.zygote import ChildMain, Preload
 
 _POLL_MS = 200
 
@@ -58,6 +59,7 @@ class Stage:
     name: str
     home: Node
     pid: int
+    precision: str
     outbox: Outbox
     started_at: float = field(default_factory=time.time)
     memory_bytes: int = 0
@@ -92,8 +94,8 @@ class Fleet:
     """All stages of one pipeline. Thread-safe.
 
     Args:
-        zygote_main: what a forked stage runs.
-        preload: what the zygote does before it forks stages; None for a head without stages on its own host.
+        be_zygote: what a zygote of weights runs (`runtime.warm.weights`).
+        preload: what is done before, once; None for a head without stages on its own host.
         gateway: how to reach other hosts; None for a pipeline on this host alone.
         on_result: takes results of batches.
         on_rejected: takes refusals of batches.
@@ -107,7 +109,7 @@ class Fleet:
 
     def __init__(
         self,
-        zygote_main: Callable[[bytes, list[int]], None],
+        be_zygote: ChildMain,
         preload: Preload | None,
         gateway: GatewaySettings | None,
         on_result: Callable[[Result, Sequence[Buffer]], None],
@@ -120,7 +122,7 @@ class Fleet:
     ) -> None:
         # Fork before this process has sockets and threads of ours that the zygote would only have to forget.
         self._exchange: KVExchange | None = None
-        self._zygote = Zygote(zygote_main, preload, self._on_local_exit) if preload is not None else None
+        self.weights = Weights(be_zygote, preload, self._on_local_exit) if preload is not None else None
         self._settings = gateway
         self._source: ModelSource | None = None
         self._on_result, self._on_rejected, self._on_lost = on_result, on_rejected, on_lost
@@ -170,9 +172,9 @@ class Fleet:
             StageError: the pipeline was started without a zygote here.
 
         """
-        if self._zygote is None:
+        if self.weights is None:
             raise StageError(f"the pipeline has no weights on this host for node {name!r}")
-        return LocalNode(name, self._zygote, self._home, self._exchange)
+        return LocalNode(name, self.weights, self._home, self._exchange)
 
     def remote_node(self, name: str) -> RemoteNode:
         """Make the handle of a node on another host.
@@ -199,10 +201,9 @@ class Fleet:
         self._source = ModelSource(store, order, readers)
         return order
 
-    def wait_preloaded(self, timeout_s: float) -> None:
-        """Wait until the zygote of this host, if there is one, has the weights; raises ZygoteError with the reason."""
-        if self._zygote is not None:
-            self._zygote.wait_ready(timeout_s)
+    def load(self, precision: str, timeout_s: float, *, background: bool) -> bool:
+        """Have the weights in a precision on this host, if stages are started here at all; see `Weights.load`."""
+        return self.weights is not None and self.weights.load(precision, timeout_s, background=background)
 
     def stages(self) -> list[Stage]:
         """Return the live stages."""
@@ -214,16 +215,16 @@ class Fleet:
         with self._lock:
             return stage.name in self._stages
 
-    def start(self, node: Node, threads: int, role: Role | None) -> Stage:
-        """Fork a stage process on a node; `role` is None for a stage that will be told."""
+    def start(self, node: Node, precision: str, threads: int, role: Role | None) -> Stage:
+        """Fork a stage process on a node, with weights in a precision; `role` is None for a stage that will be told."""
         name = f"stage-{next(self._stage_numbers)}"
         address = Address(node.host, name)
         orders = msgspec.msgpack.encode(StageStart(name, self.head, threads, role))
         with self._lock:
             self._starting.add(name)
         try:
-            pid = node.start(name, orders)
-            stage = Stage(name, node, pid, self._outbox(address))
+            pid = node.start(name, orders, precision)
+            stage = Stage(name, node, pid, precision, self._outbox(address))
         except (ZygoteError, NodeError, ChannelError) as error:
             raise StageError(str(error)) from error
         finally:
@@ -307,8 +308,8 @@ class Fleet:
             self._closing = True
             stages = list(self._stages.values())
             self._stages.clear()
-        if self._zygote is not None:
-            self._zygote.close()
+        if self.weights is not None:
+            self.weights.close()
         if self.gateway is not None:
             self.gateway.close()
         self._reader.join(timeout=5)

@@ -51,6 +51,12 @@ class PipelineMetrics:
         self._warm = Gauge(
             "midstream_warm_bytes", "Memory of weights and KV that stays when stages end.", ["node"], registry=registry
         )
+        self._weights = Gauge(
+            "midstream_weights_bytes", "Memory of weights on the head's host.", ["precision"], registry=registry
+        )
+        self._precision = Gauge(
+            "midstream_precision", "1 for the precision of the weights that serve.", ["precision"], registry=registry
+        )
         self._blocks = Gauge("midstream_kv_blocks", "Blocks of KV in the pool.", registry=registry)
         pipeline.journal.listen(self._told)
 
@@ -69,6 +75,11 @@ class PipelineMetrics:
         self._warm.clear()
         for node, held in self._pipeline.nodes.warm_bytes().items():
             self._warm.labels(node).set(held)
+        self._weights.clear()
+        for precision, size in state["weights_bytes"].items():
+            self._weights.labels(precision).set(size)
+        self._precision.clear()
+        self._precision.labels(state["precision"]).set(1)
         return generate_latest(self._registry).decode()
 
     def _told(self, entry: Entry) -> None:

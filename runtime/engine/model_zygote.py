@@ -1,13 +1,18 @@
-"""What a node runtime's zygotes run: first the engine is imported, then in a child of that a model is loaded.
+"""What zygotes run: first the engine is imported, then in a child of that a model is loaded.
 
 ::
 
-    seed (`import_engine`) --fork--> model zygote (`be_model_zygote`: weights) --fork--> stages (`run_stage`)
+    seed (`import_engine`) --fork--> model zygote (weights) --fork--> stages (`run_stage`)
+
+The model zygotes of a node runtime are of any model (`be_model_zygote`), those of a head are of its own one, in one
+precision each (`be_precision_zygote`).
 """
 
 from __future__ import annotations
 
 import gc
+import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -70,3 +75,30 @@ def be_model_zygote(payload: bytes, descriptors: Sequence[int]) -> None:
         return {"layers": config.model_config.get_total_num_hidden_layers()}
 
     be_zygote(descriptors[0], lambda orders, pool: run_stage(orders, pool, *loaded), preload)
+
+
+def be_precision_zygote(payload: bytes, descriptors: Sequence[int], config: VllmConfig) -> None:
+    """Be the zygote of the head's model in one precision until the head closes the socket `descriptors` holds."""
+    from runtime.engine.precision import set_precision
+    from runtime.engine.stage_process import run_stage
+    from runtime.transport.priority import in_background
+    from runtime.warm.memory import anonymous_bytes, give_back_freed
+    from runtime.warm.weights import LoadOrder
+    from runtime.warm.zygote import be_zygote
+
+    loaded: list[WarmModel] = []
+
+    def preload() -> dict[str, Any]:
+        order = msgspec.msgpack.decode(payload, type=LoadOrder)
+        set_precision(config, order.precision)
+        before = anonymous_bytes()
+        loaded.append(in_background(lambda: load_model(config), _give_way) if order.background else load_model(config))
+        give_back_freed()  # measured: an eighth of what loading leaves behind
+        return {"bytes": anonymous_bytes() - before}
+
+    be_zygote(descriptors[0], lambda orders, pool: run_stage(orders, pool, config, loaded[0]), preload)
+
+
+def _give_way() -> None:
+    """Let this thread run only when nobody else wants the processor."""
+    os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))

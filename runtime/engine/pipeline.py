@@ -2,7 +2,8 @@
 
 Implements the effects that `runtime.migration.coordinator` asks for, on top of the fleet (processes) and the dispatcher
 (batches). All stages of a node map the node's KV pool, so a change within a node copies nothing; layers that change
-their node are copied from pool to pool first (`runtime.engine.nodes`, `runtime.migration.precopy`).
+their node are copied from pool to pool first (`runtime.engine.nodes`, `runtime.migration.precopy`). All stages compute
+in the precision of the layout: another one means other stages, with weights of their own, on the same KV.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import dataclasses
 import math
 import threading
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,12 +27,13 @@ from runtime.engine.errors import StageError
 from runtime.engine.fleet import Fleet, GatewaySettings, Stage
 from runtime.engine.kv_spec import decode_specs
 from runtime.engine.ledger import Ledger
-from runtime.engine.model_zygote import import_engine, load_model
+from runtime.engine.model_zygote import be_precision_zygote, import_engine
 from runtime.engine.nodes import Migration, Nodes
+from runtime.engine.precision import bytes_to_load, check_precision, precision_of
 from runtime.engine.recovery import Recovery
 from runtime.engine.sleep import Sleep
 from runtime.engine.spares import SpareStages
-from runtime.engine.stage_process import PoolBinding, run_stage
+from runtime.engine.stage_process import PoolBinding
 from runtime.layout import LOCAL_NODE, Layout
 from runtime.migration.coordinator import ChangeEffects, Coordinator, Cost, Leases
 from runtime.migration.copy_pace import HURRIED, PacedCopy, PaceRule
@@ -47,7 +50,6 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
     from runtime.engine.capacity import Capacity, PipelineSide
-    from runtime.engine.warm_model import WarmModel
     from runtime.migration.guard import Permission
     from runtime.migration.stop_rule import CopyRound
     from runtime.transport.frames import Buffer, Result
@@ -126,18 +128,17 @@ class Pipeline(ChangeEffects):
         self._copied_is_mapped = False
         self._abandoned_epoch: int | None = None  # while a change is undone
         self._stopped = False  # the change under way shall end
-        self._assembly = Assembly(layout, [])
+        self._assembly = Assembly(layout.in_precision(precision_of(config)), [])
         self._target: Assembly | None = None
         self.dispatcher = Dispatcher(
             Ledger(config.cache_config.block_size), self._on_settled, self._on_batch_failed, self.journal.tell
         )
         self.depth.pipeline = self
         self.depth.kv_losses = lambda: self.dispatcher.kv_losses
-        warm: list[WarmModel] = []  # filled in the zygote, inherited by every stage
         here = not nodes or LOCAL_NODE in layout.nodes
         self.fleet = Fleet(
-            lambda payload, descriptors: run_stage(payload, descriptors, config, warm[0]),
-            (lambda: _preload(config, warm)) if here else None,
+            lambda payload, descriptors: be_precision_zygote(payload, descriptors, config),
+            import_engine if here else None,
             gateway,
             self._on_result,
             self.dispatcher.on_rejected,
@@ -155,7 +156,8 @@ class Pipeline(ChangeEffects):
             node_grace_s,
         )
         self.assembler = Assembler(self.fleet, self.nodes, self.dispatcher, threads, self._max_requests)
-        self.spares = SpareStages(self.fleet, self.assembler.start_spare, self.journal)
+        self._other_hosts = tuple(nodes)
+        self.spares = SpareStages(self.fleet, self.assembler.start_spare, self.journal, self._let_go_of_weights)
         self.coordinator = Coordinator(self, self.journal, leases, permission)
         self.recovery = Recovery(
             self._repair, self._is_whole, self.coordinator, self.journal, self._fail, self._show_phase
@@ -180,7 +182,7 @@ class Pipeline(ChangeEffects):
             ChangeForbidden, GuardSilent: the intents, or their guard, do not allow it; no node was asked for anything.
         """
         self._require_permission()
-        self.fleet.wait_preloaded(_PREPARE_TIMEOUT_S)
+        self.fleet.load(self._assembly.layout.precision, _PREPARE_TIMEOUT_S, background=False)
         self.nodes.open(self._describe_model)
         assembly = self._assembly
         assembly.stages = [self.assembler.start(assembly.layout, rank) for rank in range(len(assembly.layout))]
@@ -214,21 +216,24 @@ class Pipeline(ChangeEffects):
         """Return the epoch that serves now."""
         return self.dispatcher.epoch
 
-    def plan(self, text: str) -> Layout:
+    def plan(self, text: str, precision: str | None) -> Layout:
         """Check a target layout against the model, the nodes that there are, and the memory of this host.
 
         On the engine's thread, so nobody on another host is asked: what they lack is found out in `prepare`.
         """
-        target = Layout.parse(text, self._total_layers)
-        if target == self._assembly.layout:
-            raise ChangeUnneeded(f"the pipeline already has the layout {target}")
+        serving = self._assembly.layout
+        target = Layout.parse(text or str(serving), self._total_layers).in_precision(precision or serving.precision)
+        if target.precision != serving.precision:
+            check_precision(self._config, target.precision, self._other_hosts)
+        elif target == serving:
+            raise ChangeUnneeded(f"the pipeline already has the layout {target}, in {target.precision}")
         self.nodes.check(target)
         needed, free = self._extra_bytes(target), available_bytes()
         if needed > free:
             raise ChangeRefused(
-                f"layers {text!r}: the new stages need {needed / 2**20:.0f} MiB beside the old ones until these are "
-                f"released, but only {free / 2**20:.0f} MiB are free; free {(needed - free) / 2**20:.0f} MiB, or "
-                "change in smaller steps that keep some stages as they are"
+                f"layers {str(target)!r} in {target.precision}: the new stages need {needed / 2**20:.0f} MiB beside "
+                f"the old ones until these are released, but only {free / 2**20:.0f} MiB are free; "
+                f"free {(needed - free) / 2**20:.0f} MiB, or change in smaller steps that keep some stages as they are"
             )
         return target
 
@@ -241,14 +246,14 @@ class Pipeline(ChangeEffects):
         self._reserve(old.layout, target)
         reusable = {role_of(old.layout, rank): stage for rank, stage in enumerate(old.stages)}
         assembly = self._target = Assembly(target, [])
-        cost.peak_extra_bytes = 0
+        cost.peak_extra_bytes = self._load_weights(target.precision)
         for rank in range(len(target)):
             stage = reusable.get(role_of(target, rank))
             if stage is not None:
                 assembly.kept.add(stage.name)
                 assembly.stages.append(stage)
                 continue
-            spare = self.spares.take(target.stages[rank].node)
+            spare = self.spares.take(target.stages[rank].node, target.precision)
             stage = spare or self.assembler.start(target, rank)
             assembly.stages.append(stage)
             if spare is None:
@@ -319,8 +324,10 @@ class Pipeline(ChangeEffects):
         return idle
 
     def interrupt(self) -> None:
-        """End the stages that only the target layout has, a copy that is under way, and waiting for the old ones."""
+        """End the stages that only the target layout has, loading, copying, and waiting for the old ones."""
         self._stopped = True
+        if self.fleet.weights is not None:
+            self.fleet.weights.stop_loading()
         self.dispatcher.look_again()
         if self._migration is not None:
             self._migration.stop()
@@ -467,7 +474,7 @@ class Pipeline(ChangeEffects):
                 # It may be waiting for one that is gone, in the epoch of this chain or of a change that was stopped.
                 self.assembler.unroute([stage], None)
                 continue
-            spare = self.spares.take(stage.node)
+            spare = self.spares.take(stage.node, broken.layout.precision)
             mended.stages[rank] = spare or self.assembler.start(broken.layout, rank)
             if spare is None:
                 self.assembler.make_ready(mended.stages[rank])
@@ -489,7 +496,7 @@ class Pipeline(ChangeEffects):
             reused = next((stage for stage in left if stage.node == placement.node and stage.any_role), None)
             if reused is not None:
                 left.remove(reused)
-            stage = reused or self.spares.take(placement.node)
+            stage = reused or self.spares.take(placement.node, layout.precision)
             if stage is None:
                 stage = self.assembler.start(layout, rank)
                 self.assembler.make_ready(stage)
@@ -518,7 +525,7 @@ class Pipeline(ChangeEffects):
         """End every stage; weights and KV stay."""
         stages = self._assembly.stages
         self._assembly = Assembly(self._assembly.layout, [])
-        self.spares.keep({})
+        self.spares.keep({}, self._assembly.layout.precision)
         for stage in stages:
             self.fleet.release(stage)
 
@@ -552,6 +559,8 @@ class Pipeline(ChangeEffects):
             "epoch": self.epoch(),
             "phase": self._phase(),
             "layers": str(self._assembly.layout),
+            "precision": self._assembly.layout.precision,
+            "weights_bytes": self.fleet.weights.held_bytes() if self.fleet.weights else {},
             "total_layers": self._total_layers,
             "stages": [
                 {
@@ -567,7 +576,9 @@ class Pipeline(ChangeEffects):
                     zip(self._assembly.stages, self._assembly.layout.stages, strict=False)  # none while asleep
                 )
             ],
-            "spare_stages": {node: self.spares.count(node) for node in self.nodes.names()},
+            "spare_stages": {
+                node: self.spares.count(node, self._assembly.layout.precision) for node in self.nodes.names()
+            },
             "kv_blocks": self.assembler.binding.blocks if self.assembler.binding else 0,
             "counters": dataclasses.asdict(self.dispatcher.counters),
             "change": current.id if current else None,
@@ -622,11 +633,33 @@ class Pipeline(ChangeEffects):
     def _keep_spares(self, rest_s: float = 0.0) -> None:
         """Keep enough spare stages on each node for the next change: those it has now and one more, if not told."""
         layout, stages = self._assembly.layout, self._assembly.stages
-        if not stages or not all(stage.any_role for stage in stages):
-            return  # asleep; or a stage that loads its own layers cannot wait for a role
-        nodes = [placement.node for placement in layout.stages]
+        if not stages:
+            return  # asleep
+        # A stage that loads its own layers cannot wait for a role.
+        nodes = [placement.node for placement in layout.stages if all(stage.any_role for stage in stages)]
         wanted = {node: nodes.count(node) + 1 if self._spare_stages is None else self._spare_stages for node in nodes}
-        self.spares.keep(wanted, rest_s)
+        self.spares.keep(wanted, layout.precision, rest_s)
+
+    def _load_weights(self, precision: str) -> int:
+        """Have the weights in a precision while others serve; returns the bytes that were loaded for it."""
+        clock = time.perf_counter()
+        if not self.fleet.load(precision, _PREPARE_TIMEOUT_S, background=True) or self.fleet.weights is None:
+            return 0
+        if self._stopped:
+            raise StageError("the change was stopped")
+        size, ms = self.fleet.weights.held_bytes()[precision], round(1e3 * (time.perf_counter() - clock), 1)
+        self.journal.tell("pipeline", "weights loaded", precision=precision, bytes=size, ms=ms)
+        return size
+
+    def _let_go_of_weights(self) -> None:
+        """Give up weights in a precision that neither serves nor is about to."""
+        if self.fleet.weights is not None:
+            for precision in self.fleet.weights.keep(self._wanted_precisions):
+                self.journal.tell("pipeline", "weights given up", precision=precision)
+
+    def _wanted_precisions(self) -> set[str]:
+        target = self._target
+        return {self._assembly.layout.precision, *((target.layout.precision,) if target else ())}
 
     def _migration_of_change(self) -> Migration:
         if self._migration is None:
@@ -637,9 +670,13 @@ class Pipeline(ChangeEffects):
         """Estimate the memory that the new stages of `target` need beside the old ones and the spares."""
         old = self._assembly
         reusable = {role_of(old.layout, rank) for rank in range(len(old.layout))}
-        per_layer = sum(stage.memory_bytes for stage in old.stages) / self._total_layers
-        spares = {node: self.spares.count(node) for node in target.nodes}
-        needed = 0.0
+        loaded, before, after = sum(stage.memory_bytes for stage in old.stages), old.layout.precision, target.precision
+        if after != before:
+            loaded = bytes_to_load(loaded, before, after)
+        per_layer = loaded / self._total_layers
+        spares = {node: self.spares.count(node, after) for node in target.nodes}
+        held = self.fleet.weights.held_bytes() if self.fleet.weights else {}
+        needed = 0.0 if after in held else float(bytes_to_load(held.get(before, 0), before, after))
         for rank, placement in enumerate(target.stages):
             if role_of(target, rank) in reusable:
                 continue
@@ -701,9 +738,3 @@ class Pipeline(ChangeEffects):
             self.journal.tell("pipeline", "failed", reason=reason)
             self.dispatcher.fail(StageError(reason))
             self._on_failed(reason)
-
-
-def _preload(config: VllmConfig, warm: list[WarmModel]) -> None:
-    """Do, in the zygote of this host, what every stage would do again."""
-    import_engine()
-    warm.append(load_model(config))

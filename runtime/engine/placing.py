@@ -60,4 +60,5 @@ def _spared(layout: Layout, without: Container[str], there: Sequence[str]) -> La
 def _shared(layout: Layout, nodes: Sequence[str]) -> Layout:
     """Return the most even layout over these nodes."""
     counts = even_split(layout.total_layers, len(nodes)).split(",")
-    return Layout.parse(",".join(map("@".join, zip(counts, nodes, strict=False))), layout.total_layers)
+    text = ",".join(map("@".join, zip(counts, nodes, strict=False)))
+    return Layout.parse(text, layout.total_layers).in_precision(layout.precision)

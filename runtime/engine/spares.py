@@ -2,7 +2,8 @@
 
 A change that finds its new stages here is a matter of routes and the flip. What a change lets go comes back here, so
 a pipeline that goes back and forth starts no process at all. A node has at least as many as it was asked to keep, and
-at most twice as many; missing ones are started one after the other, in the background, after a change.
+at most twice as many; missing ones are started one after the other, in the background, after a change. All have
+the precision that serves: those of another one go.
 """
 
 from __future__ import annotations
@@ -26,24 +27,32 @@ class SpareStages:
 
     Args:
         fleet: owns the processes.
-        start: starts, prepares and binds a stage without a role on a node; raises StageError.
+        start: starts, prepares and binds a stage without a role on a node, in a precision; raises StageError.
         journal: is told when a spare cannot be started.
+        on_surplus_gone: called whenever spares that are not wanted any more have been let go.
 
     """
 
-    def __init__(self, fleet: Fleet, start: Callable[[str], Stage], journal: Journal) -> None:
-        self._fleet, self._start, self._journal = fleet, start, journal
+    def __init__(
+        self,
+        fleet: Fleet,
+        start: Callable[[str, str], Stage],
+        journal: Journal,
+        on_surplus_gone: Callable[[], None],
+    ) -> None:
+        self._fleet, self._start, self._journal, self._on_surplus_gone = fleet, start, journal, on_surplus_gone
         self._lock = threading.Lock()
         self._ready: list[Stage] = []
         self._wanted: dict[str, int] = {}
+        self._precision = ""
         self._refill = ThreadPoolExecutor(1, "spare-stages")
         self._closing = threading.Event()
 
-    def take(self, node: str) -> Stage | None:
+    def take(self, node: str, precision: str) -> Stage | None:
         """Take a ready spare of `node`, if there is one: the one that served last, which has met most."""
         with self._lock:
             for stage in reversed(self._ready):
-                if stage.node == node and self._fleet.alive(stage):
+                if (stage.node, stage.precision) == (node, precision) and self._fleet.alive(stage):
                     self._ready.remove(stage)
                     return stage
         return None
@@ -53,10 +62,10 @@ class SpareStages:
         with self._lock:
             self._ready.append(stage)
 
-    def count(self, node: str) -> int:
+    def count(self, node: str, precision: str) -> int:
         """Return how many spares of `node` are ready."""
         with self._lock:
-            return sum(stage.node == node for stage in self._ready)
+            return sum((stage.node, stage.precision) == (node, precision) for stage in self._ready)
 
     def lost(self, name: str) -> bool:
         """Forget a spare whose process ended; False when it was none."""
@@ -67,13 +76,13 @@ class SpareStages:
                     return True
         return False
 
-    def keep(self, wanted: Mapping[str, int], rest_s: float = 0.0) -> None:
+    def keep(self, wanted: Mapping[str, int], precision: str, rest_s: float = 0.0) -> None:
         """Have at least so many spares on each node from now on, and at most twice as many. Does not wait.
 
         Begins after `rest_s` seconds: whoever streams has just had a change, and a fork takes its moment as well.
         """
         with self._lock:
-            self._wanted = dict(wanted)
+            self._wanted, self._precision = dict(wanted), precision
         # Nothing is refilled once the pipeline is closing.
         with contextlib.suppress(RuntimeError):
             self._refill.submit(self._adjust, rest_s)
@@ -87,9 +96,10 @@ class SpareStages:
         self._closing.wait(rest_s)
         for stage in self._surplus():
             self._fleet.release(stage)
+        self._on_surplus_gone()
         try:
             while not self._closing.is_set() and (node := self._missing()) is not None:
-                stage = self._start(node)
+                stage = self._start(node, self._precision)
                 with self._lock:
                     self._ready.append(stage)
         except StageError as error:
@@ -102,6 +112,9 @@ class SpareStages:
             kept: dict[str, int] = {}
             surplus = []
             for stage in self._ready:
+                if stage.precision != self._precision:
+                    surplus.append(stage)
+                    continue
                 kept[stage.node] = kept.get(stage.node, 0) + 1
                 if kept[stage.node] > 2 * self._wanted.get(stage.node, 0):
                     surplus.append(stage)
@@ -110,5 +123,5 @@ class SpareStages:
 
     def _missing(self) -> str | None:
         with self._lock:
-            ready = [stage.node for stage in self._ready]
+            ready = [stage.node for stage in self._ready if stage.precision == self._precision]
             return next((node for node, number in self._wanted.items() if ready.count(node) < number), None)

@@ -11,12 +11,12 @@ import json
 import os
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from fastapi import APIRouter, FastAPI, Header, Path, Query, Request
 from fastapi.responses import JSONResponse
 from prometheus_client import REGISTRY
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from runtime.head.access import TOKEN_VARIABLE, AccessPolicy, is_loopback
 from runtime.head.hold import Hold, HoldLimits
@@ -56,16 +56,25 @@ router = APIRouter(prefix="/midstream/v1")
 
 
 class ReconfigurationRequest(BaseModel):
-    """Body of ``POST /midstream/v1/reconfigurations``."""
+    """Body of ``POST /midstream/v1/reconfigurations``; of layers and precision, what is not given stays as it is."""
 
     model_config = ConfigDict(extra="forbid")
 
-    layers: str = Field(min_length=1, max_length=10_000, examples=["8,12,10"])
+    layers: str | None = Field(None, min_length=1, max_length=10_000, examples=["8,12,10"])
+    precision: str | None = Field(
+        None, min_length=1, max_length=32, description="Of the weights, such as bfloat16. The KV keeps its type."
+    )
     method: Method = Field(Method.PRE_COPY, description="How KV gets to layers that change their node.")
     fallback: Fallback = Field(Fallback.ABORT, description="What to do when pre-copy does not converge.")
     generation: int | None = Field(
         None, ge=1, description="Of the object that wants it; lower than one accepted before is refused."
     )
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if self.layers is None and self.precision is None:
+            raise ValueError("say which layers or which precision")
+        return self
 
 
 class AttachRequest(BaseModel):
@@ -141,7 +150,7 @@ async def reconfigure(
 
     Asked again with the same `Idempotency-Key`: 200 with the report of the same change, or the same refusal.
     """
-    order = {**body.model_dump(mode="json"), "key": key, "traceparent": traceparent}
+    order = {**body.model_dump(mode="json"), "layers": body.layers or "", "key": key, "traceparent": traceparent}
     call = partial(_call, request, "reconfigure", order, success=202)
     response = await _patiently(call, _PASSING, time.monotonic() + _WAKE_S)
     if response.status_code == 202 and _content(response)["repeated"]:

@@ -71,10 +71,11 @@ class ControlClient:
 
     def reconfigure(
         self,
-        layers: str,
+        layers: str | None = None,
         method: str = "pre_copy",
         fallback: str = "abort",
         *,
+        precision: str | None = None,
         key: str | None = None,
         generation: int | None = None,
         traceparent: str | None = None,
@@ -82,15 +83,22 @@ class ControlClient:
         """Start a change and return its first report.
 
         Args:
-            layers: the layout wanted, such as ``8,12,10``.
+            layers: the layout wanted, such as ``8,12,10``; None to keep it.
             method: how KV gets to layers that change their node.
             fallback: what to do when pre-copy does not converge.
+            precision: of the weights, such as ``bfloat16``; None to keep it.
             key: asked twice with the same key, the server changes once and reports the same change twice.
             generation: of the object that wants it; the server refuses a lower one than it has accepted before.
             traceparent: the trace that it is part of.
 
         """
-        body = {"layers": layers, "method": method, "fallback": fallback, "generation": generation}
+        body = {
+            "layers": layers,
+            "precision": precision,
+            "method": method,
+            "fallback": fallback,
+            "generation": generation,
+        }
         return self._call(
             "POST",
             "/reconfigurations",

@@ -68,15 +68,21 @@ class Leases:
     """The most seconds a change may spend in each step before it is aborted (or, once committed, forced)."""
 
     prepare_s: float = 120.0
+    load_s: float = 600.0
     pre_copy_s: float = 120.0
     cutover_s: float = 10.0
     bulk_cutover_s: float = 180.0
     release_s: float = 15.0
 
-    def of(self, step: Step, *, bulk: bool = False) -> float:
-        """Return the lease of a step; a `bulk` cutover carries all KV over during the pause."""
+    def of(self, step: Step, *, bulk: bool = False, loads: bool = False) -> float:
+        """Return the lease of a step.
+
+        A `bulk` cutover carries all KV over during the pause; who prepares another precision `loads` the model.
+        """
         if bulk and step is Step.CUTOVER:
             return self.bulk_cutover_s
+        if loads and step is Step.PREPARE:
+            return self.load_s
         return {
             Step.PREPARE: self.prepare_s,
             Step.PRE_COPY: self.pre_copy_s,
@@ -101,8 +107,11 @@ class ChangeEffects(Protocol):
     def layout(self) -> Layout:
         """Return the layout that serves now."""
 
-    def plan(self, text: str) -> Layout:
-        """Check a target layout; raise ChangeRefused when it does not work. Touches nothing."""
+    def plan(self, text: str, precision: str | None) -> Layout:
+        """Check a target layout and precision; raise ChangeRefused when it does not work. Touches nothing.
+
+        An empty `text`, and None for the precision, mean those that serve.
+        """
 
     def prepare(self, target: Layout, cost: Cost, *, awaited: bool) -> int:
         """Start, load, bind and connect the stages of `target`, and probe their chain; return its epoch.
@@ -177,6 +186,8 @@ class Change:
             "step": str(step),
             "from": str(self.machine.source),
             "to": str(self.machine.target),
+            "from_precision": self.machine.source.precision,
+            "to_precision": self.machine.target.precision,
             "epoch": self.epoch,
             "reason": self.machine.reason,
             "method": str(self.machine.method),
@@ -247,8 +258,11 @@ class Coordinator:
         request: str | None = None,
         traceparent: str | None = None,
         move: Move | None = None,
+        precision: str | None = None,
     ) -> Change:
-        """Accept a change to the layout `text` and start it; see `ChangeMachine` for how KV is moved.
+        """Accept a change to the layout `text`, or a precision, and start it.
+
+        See `ChangeMachine` for how KV is moved, and `ChangeEffects.plan` for what is not given.
 
         `request` is what the change was asked for with and `traceparent` in which trace, for its report; `move` the
         stage for whose coming or going it is made.
@@ -266,7 +280,7 @@ class Coordinator:
             if self._holder is not None:
                 raise ChangeBusy(self._holder)
             started_at, clock = time.time(), time.perf_counter()
-            target = self._effects.plan(text)
+            target = self._effects.plan(text, precision)
             if self._permission is not None:
                 self._permission.begin(_carried_from(self._effects.layout(), method), target)
             self._count += 1
@@ -362,7 +376,8 @@ class Coordinator:
                 )
             for instruction in instructions:
                 if isinstance(instruction, ArmLease):
-                    deadline = time.monotonic() + self._leases.of(instruction.step, bulk=_is_bulk(machine))
+                    lease_s = self._leases.of(instruction.step, bulk=_is_bulk(machine), loads=_loads(machine))
+                    deadline = time.monotonic() + lease_s
                 elif isinstance(instruction, Finish):
                     self._finish(change)
                     return
@@ -452,13 +467,18 @@ class Coordinator:
             return
         ms = round(1e3 * (time.perf_counter() - since), 1)
         for index, stage in enumerate(layout.stages):
-            if stage not in other.stages:
+            if stage not in other.stages or layout.precision != other.precision:
                 self._journal.tell(change.id, event, stage=index, node=stage.node, layers=str(stage.layers), ms=ms)
 
 
 def _carried_from(source: Layout, method: Method) -> Layout | None:
     """Return where KV is carried over from; None when all of it is computed again, so no byte comes from there."""
     return None if method is Method.RECOMPUTE else source
+
+
+def _loads(machine: ChangeMachine) -> bool:
+    """Whether the model has to be loaded in another precision."""
+    return machine.source.precision != machine.target.precision
 
 
 def _is_bulk(machine: ChangeMachine) -> bool:

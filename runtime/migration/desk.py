@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from runtime.layout import LOCAL_NODE, LayoutError
@@ -49,14 +49,18 @@ _NOBODY = ""
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A request for a layout. `key` names the request, `generation` counts the states of the object behind it."""
+    """A request for a layout, or a precision of the weights; what is not given stays as it is.
 
-    layers: str
+    `key` names the request, `generation` counts the states of the object behind it.
+    """
+
+    layers: str = ""
     method: Method = Method.PRE_COPY
     fallback: Fallback = Fallback.ABORT
     key: str | None = None
     generation: int | None = None
     traceparent: str | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,14 +207,22 @@ class Desk:
         self._settle()
         self._wake()
         try:
-            change = self._coordinator.request(order.layers, order.method, order.fallback, order.key, order.traceparent)
+            change = self._coordinator.request(
+                order.layers, order.method, order.fallback, order.key, order.traceparent, precision=order.precision
+            )
         except ChangeUnneeded:
             self._accept(order)
-            self._install(_Roster(self._serving()))
+            self._install(self._roster_for(order, self._serving()))
             raise
         self._accept(order)
-        self._pending = change, _Roster(change.machine.target)
+        self._pending = change, self._roster_for(order, change.machine.target)
         return change
+
+    def _roster_for(self, order: Order, target: Layout) -> _Roster:
+        """Return what is in force with `target`; stages that are away stay so when only the precision changes."""
+        if order.layers:
+            return _Roster(target)
+        return replace(self._settled, wanted=self._settled.wanted.in_precision(target.precision))
 
     def _accept(self, order: Order) -> None:
         self._generation = max(self._generation, order.generation or 0)

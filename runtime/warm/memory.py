@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from pathlib import Path
 
@@ -20,6 +22,12 @@ def available_bytes() -> int:
     except (OSError, ValueError):
         return free
     return free if limit == "max" else min(free, int(limit) - used)
+
+
+def give_back_freed() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it otherwise."""
+    with contextlib.suppress(AttributeError):  # another one than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def anonymous_bytes() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -59,6 +60,31 @@ class KVCopy(Protocol):
         """Nothing more is copied."""
 
 
+class Zygotes(Protocol):
+    """What forks the stages of one model: a zygote for each precision of its weights."""
+
+    def of(self, precision: str) -> Zygote:
+        """Return the one that has the weights in a precision; raises ZygoteError when there is none."""
+
+    def kill(self, key: str) -> None:
+        """End a process that one of them has forked; nothing happens if it has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnlyZygote:
+    """A zygote of weights that are in one precision, whatever it is called."""
+
+    zygote: Zygote
+
+    def of(self, precision: str) -> Zygote:  # noqa: ARG002 - whoever asks knows that there is only one
+        """Return the zygote."""
+        return self.zygote
+
+    def kill(self, key: str) -> None:
+        """End a process that it has forked."""
+        self.zygote.kill(key)
+
+
 class Node(Protocol):
     """One node of one pipeline. Errors are NodeError, KVPoolError, ZygoteError, CallError or ChannelError."""
 
@@ -68,8 +94,8 @@ class Node(Protocol):
     def reserve(self, shape: KVPoolShape, layers: int) -> None:
         """Make a pool of this shape unless there is one, and room for `layers` of its layers to be in use at once."""
 
-    def start(self, stage: str, orders: bytes) -> int:
-        """Fork a stage process and return its pid on its host."""
+    def start(self, stage: str, orders: bytes, precision: str = "") -> int:
+        """Fork a stage process with weights in a precision and return its pid on its host."""
 
     def kill(self, stage: str) -> None:
         """End a stage process; nothing happens if it has ended."""
@@ -98,7 +124,7 @@ class LocalNode:
 
     Args:
         name: in layouts.
-        zygote: forks its stages.
+        zygotes: fork its stages.
         home: where their sockets are.
         exchange: with the KV of other hosts; None where there is no way to them.
         prefix: precedes the names of its stages in the zygote, where those of other pipelines may be.
@@ -109,14 +135,14 @@ class LocalNode:
     def __init__(
         self,
         name: str,
-        zygote: Zygote,
+        zygotes: Zygotes,
         home: Neighbourhood,
         exchange: KVExchange | None = None,
         prefix: str = "",
         left: tuple[int, KVPoolShape] | None = None,
     ) -> None:
         self.name, self.host = name, home.host
-        self._zygote, self._home, self._exchange, self._prefix = zygote, home, exchange, prefix
+        self._zygotes, self._home, self._exchange, self._prefix = zygotes, home, exchange, prefix
         self._lock = threading.Lock()  # while the descriptor is used
         self._closed = False
         self._descriptor = KVPool.new_descriptor(name) if left is None else left[0]
@@ -142,8 +168,8 @@ class LocalNode:
         self._check_open()
         return self._descriptor
 
-    def start(self, stage: str, orders: bytes) -> int:
-        """Fork a stage process and return its pid."""
+    def start(self, stage: str, orders: bytes, precision: str = "") -> int:
+        """Fork a stage process with weights in a precision and return its pid."""
         home = self._home
         payload = msgspec.msgpack.encode(StagePayload(home, orders))
         with self._lock:
@@ -151,7 +177,7 @@ class LocalNode:
             try:
                 if self._exchange is not None:
                     self._exchange.gateway.admit(home.pipeline, stage, home.inbox(stage), home.peers)
-                return self._zygote.fork(self._prefix + stage, payload, [self._descriptor])
+                return self._zygotes.of(precision).fork(self._prefix + stage, payload, [self._descriptor])
             except Exception:
                 self.ended(stage)
                 raise
@@ -166,7 +192,7 @@ class LocalNode:
 
     def kill(self, stage: str) -> None:
         """End a stage process."""
-        self._zygote.kill(self._prefix + stage)
+        self._zygotes.kill(self._prefix + stage)
 
     def scrub(self, layers: Sequence[int]) -> None:
         """Erase the KV of some layers."""

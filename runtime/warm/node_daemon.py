@@ -48,7 +48,7 @@ from runtime.transport.socket_folder import SocketFolder
 from runtime.warm.adoption import PoolRecord, WarmModel
 from runtime.warm.kv_pool import KVPoolShape
 from runtime.warm.model_fetch import ModelFetch, ModelOrder
-from runtime.warm.node import LocalNode, NodeError
+from runtime.warm.node import LocalNode, NodeError, OnlyZygote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -384,7 +384,7 @@ class NodeDaemon:
             if self._closing:
                 raise NodeError(f"node {self._name} is ending")
             Path(folder).mkdir(mode=0o700)
-            node = LocalNode(self._name, model.zygote, home, self._exchange, prefix, left)
+            node = LocalNode(self._name, OnlyZygote(model.zygote), home, self._exchange, prefix, left)
             hosted = _Hosted(pipeline, head, hosts, weights, node, folder, prefix)
             self._hosted[pipeline] = hosted
         return hosted

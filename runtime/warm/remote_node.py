@@ -138,7 +138,7 @@ class RemoteNode:
         """Make a pool of this shape unless there is one, and room for `layers` of its layers to be in use at once."""
         self.call("reserve", shape=msgspec.to_builtins(shape), layers=layers)
 
-    def start(self, stage: str, orders: bytes) -> int:
+    def start(self, stage: str, orders: bytes, precision: str = "") -> int:  # noqa: ARG002 - it has only the head's
         """Fork a stage process and return its pid there."""
         try:
             pid: int = self.call("start", stage=stage, orders=orders)

@@ -67,7 +67,7 @@ class Reconfigure(EventFunction):
 
 
 def _ended_change(head: ControlClient, event: Event) -> dict[str, Any]:
-    asked = {name: event.data[name] for name in ("method", "fallback", "generation") if name in event.data}
+    asked = {name: event.data[name] for name in ("method", "fallback", "precision", "generation") if name in event.data}
     begun = head.reconfigure(event.data["layers"], key=event.key, traceparent=event.traceparent, **asked)
     with making_sense():
         if begun["ended_at"] is not None:

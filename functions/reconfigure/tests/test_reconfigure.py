@@ -73,10 +73,10 @@ class TestWhatBecameOfAChange:
 
     async def test_the_head_is_told_all_of_the_request(self, head, ask):
         head.says(CHANGES, (200, report()))
-        wanted = {**WANTED, "method": "recompute", "fallback": "recompute", "generation": 7}
+        wanted = {**WANTED, "method": "recompute", "fallback": "recompute", "precision": "bfloat16", "generation": 7}
         await ask(wanted)
         (call,) = head.calls
-        assert call.body == {key: wanted[key] for key in ("layers", "method", "fallback", "generation")}
+        assert call.body == {key: wanted[key] for key in ("layers", "method", "fallback", "precision", "generation")}
         assert call.key == KEY
 
     async def test_a_request_that_was_carried_out_before_gets_the_same_reply(self, head, ask):

@@ -40,12 +40,13 @@ class Prompt:
 class Harness:
     """A real engine in this process."""
 
-    def __init__(self, model: str, *, layers: str, blocks: int) -> None:
+    def __init__(self, model: str, *, layers: str, blocks: int, precision: str = "float32") -> None:
+        self._precision = precision
         self._numbers = itertools.count(1)
         self.engine = LLMEngine.from_engine_args(
             EngineArgs(
                 model,
-                dtype="float32",
+                dtype=precision,
                 enforce_eager=True,
                 max_model_len=512,
                 max_num_seqs=16,
@@ -127,7 +128,7 @@ class Harness:
         """Let the next change find no stage that is ready: it has to start its own."""
         self.wait_for_spares()
         spares = self.pipeline.spares
-        while (stage := spares.take("local")) is not None:
+        while (stage := spares.take("local", self.pipeline.layout().precision)) is not None:
             self.pipeline.fleet.release(stage)
 
     def wait_for_spares(self) -> None:
@@ -137,18 +138,18 @@ class Harness:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
-    def begin(self, layout: str, method: Method = Method.PRE_COPY) -> str:
+    def begin(self, layout: str, method: Method = Method.PRE_COPY, precision: str | None = None) -> str:
         """Ask for a change and wait until it is ready to cut over (or has failed); returns its id."""
-        change = self.pipeline.coordinator.request(layout, method)
+        change = self.pipeline.coordinator.request(layout, method, precision=precision)
         deadline = time.monotonic() + _DEADLINE_S
         while change.machine.step in {Step.PLAN, Step.PREPARE, Step.PRE_COPY}:
             assert time.monotonic() < deadline, change.report()
             change.ended.wait(0.002)
         return change.id
 
-    def change(self, layout: str, method: Method = Method.PRE_COPY) -> str:
+    def change(self, layout: str, method: Method = Method.PRE_COPY, precision: str | None = None) -> str:
         """Change the pipeline, wait, and check that the change was committed; returns its id."""
-        change = self.pipeline.coordinator.request(layout, method)
+        change = self.pipeline.coordinator.request(layout, method, precision=precision)
         self.idle()
         assert change.report()["state"] == "committed", change.report()
         return change.id
@@ -177,13 +178,14 @@ class Harness:
             time.sleep(0.01)
 
     def settle(self, layout: str) -> None:
-        """Finish all requests and return to `layout`."""
+        """Finish all requests and return to `layout`, in the precision that the engine was started with."""
         while self.engine.has_unfinished_requests():
             self.engine.step()
         self.idle()
         self.recovered()
-        if str(self.pipeline.layout()) != layout:
-            self.change(layout)
+        serving = self.pipeline.layout()
+        if (str(serving), serving.precision) != (layout, self._precision):
+            self.change(layout, precision=self._precision)
         self.engine.reset_prefix_cache()
 
 

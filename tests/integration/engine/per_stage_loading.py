@@ -8,6 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.integration.engine.harness import Harness
 
 
 def main(model: str) -> None:
@@ -41,12 +45,30 @@ def main(model: str) -> None:
         assert pipeline.recovery.count == 1
         harness.settle("3,3")
         assert tokens(harness.run(prompts)) == undisturbed
+
+        exact = _sureness(harness)
+        harness.change("", precision="bfloat16")
+        harness.engine.reset_prefix_cache()
+        rounded = tokens(harness.run(prompts))
+        assert {name: len(answer) for name, (answer,) in rounded.items()} == {"greedy": 60, "seeded": 60}
+        assert _sureness(harness) != exact, "these stages were meant to load other weights"
+        harness.settle("3,3")
+        assert pipeline.layout().precision == "float32"
+        assert tokens(harness.run(prompts)) == undisturbed
     finally:
         directory = pipeline.fleet._folder.path
         assert directory.exists()
         harness.close()
     assert not directory.exists(), "sockets were left behind"
     print("every answer was the same")  # noqa: T201
+
+
+def _sureness(harness: Harness) -> list[float]:
+    """Return how likely each token of an answer was."""
+    from tests.integration.engine.harness import Prompt
+
+    answer = harness.run({"sure": Prompt("the number 1", {"max_tokens": 20, "logprobs": 1})})["sure"].outputs[0]
+    return [at[token].logprob for token, at in zip(answer.token_ids, answer.logprobs, strict=True)]
 
 
 if __name__ == "__main__":

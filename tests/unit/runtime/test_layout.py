@@ -139,3 +139,18 @@ def test_without_some_nodes_every_stage_that_is_left_keeps_its_layers_and_all_la
         assert after.layers.first <= before.layers.first < before.layers.stop <= after.layers.stop
     if not layout.nodes & lost:
         assert left == layout
+
+
+@given(layouts(), NODES)
+def test_whatever_moves_the_precision_stays(layout: Layout, node: str):
+    layout = layout.in_precision("bfloat16")
+    assert layout.moved_to(0, node).precision == "bfloat16"
+    assert layout.without(()).precision == "bfloat16"
+    assert layout.without_stages(()) == layout
+
+
+@given(layouts())
+def test_another_precision_is_another_layout_of_the_same_text(layout: Layout):
+    other = layout.in_precision("bfloat16")
+    assert other != layout
+    assert (str(other), other.moved_layers(layout)) == (str(layout), ())

@@ -44,7 +44,7 @@ class FakeCoordinator:
             ended_at=None,
         )
 
-    def request(self, layers: str, *how: Any, move: Any = None) -> Any:
+    def request(self, layers: str, *how: Any, move: Any = None, precision: str | None = None) -> Any:
         return self._answer(layers, *how)
 
     find = cancel = _answer

@@ -39,7 +39,7 @@ def pipeline(guard: FakeGuard) -> Any:
     pipeline: Any = Pipeline.__new__(Pipeline)
     pipeline._permission = Permission(guard, "smollm", "head")
     pipeline._assembly = Assembly(Layout.parse("2@edge-1,2@edge-2", 4), [])
-    pipeline.fleet = SimpleNamespace(wait_preloaded=touch)
+    pipeline.fleet = SimpleNamespace(load=touch)
     pipeline.nodes = SimpleNamespace(open=touch)
     pipeline.assembler = SimpleNamespace(start=touch)
     return pipeline

@@ -12,6 +12,8 @@ from runtime.migration.journal import Journal
 STATUS = {
     "epoch": 4,
     "kv_blocks": 32,
+    "precision": "bfloat16",
+    "weights_bytes": {"float32": 2048, "bfloat16": 1024},
     "stages": [
         {"index": 0, "node": "edge-1", "first_layer": 0, "last_layer": 7},
         {"index": 1, "node": "edge-2", "first_layer": 8, "last_layer": 29},

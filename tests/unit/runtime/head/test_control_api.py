@@ -87,7 +87,7 @@ async def test_an_accepted_change_is_answered_with_its_first_report(http, engine
     engine.answers = [RUNNING]
     response = await http.post("/reconfigurations", json={"layers": "8,12,10"})
     assert (response.status_code, response.json()) == (202, RUNNING)
-    order = {"layers": "8,12,10", "method": "pre_copy", "fallback": "abort", "generation": None}
+    order = {"layers": "8,12,10", "precision": None, "method": "pre_copy", "fallback": "abort", "generation": None}
     order |= {"key": None, "traceparent": None}
     assert engine.calls == [("midstream.reconfigure", (order,))]
 
@@ -195,11 +195,38 @@ async def test_a_refusal_is_an_error_like_openais(http, engine: FakeEngine, answ
     assert (response.status_code, response.json()) == (status, expected)
 
 
-@pytest.mark.parametrize("body", [{}, {"layers": ""}, {"layers": 3}, {"layers": "1" * 10_001}, {"layers": "1", "x": 1}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"layers": ""},
+        {"layers": 3},
+        {"layers": "1" * 10_001},
+        {"layers": "1", "x": 1},
+        {"layers": None, "precision": None},
+        {"precision": ""},
+        {"precision": "b" * 33},
+    ],
+)
 async def test_a_body_that_is_no_request_never_reaches_the_engine(http, engine: FakeEngine, body: dict[str, object]):
     response = await http.post("/reconfigurations", json=body)
     assert response.status_code == 422
     assert engine.calls == []
+
+
+@pytest.mark.parametrize(
+    ("body", "layers", "precision"),
+    [
+        ({"layers": "1,2"}, "1,2", None),
+        ({"precision": "bfloat16"}, "", "bfloat16"),
+        ({"layers": "1,2", "precision": "bfloat16"}, "1,2", "bfloat16"),
+    ],
+)
+async def test_what_a_change_does_not_name_stays(http, engine: FakeEngine, body, layers: str, precision: str | None):
+    engine.answers = [{"id": "change-1", "repeated": False}]
+    assert (await http.post("/reconfigurations", json=body)).status_code == 202
+    ((_, (order,)),) = engine.calls
+    assert (order["layers"], order["precision"]) == (layers, precision)
 
 
 async def test_waiting_polls_until_the_change_has_ended(http, engine: FakeEngine):

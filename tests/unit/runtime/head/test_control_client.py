@@ -32,14 +32,15 @@ def test_the_control_api_is_found_beside_the_openai_api(endpoint: str):
     assert asked == ["GET http://h:1/midstream/v1/status"]
 
 
-def test_a_change_is_asked_for_with_its_layers():
+def test_a_change_is_asked_for_with_what_shall_be_other():
     def answer(request: httpx.Request) -> httpx.Response:
         assert (request.method, request.url.path) == ("POST", "/midstream/v1/reconfigurations")
         return httpx.Response(202, json={"id": "change-1", "asked": json.loads(request.content)})
 
-    asked = {"layers": "8,12,10", "method": "pre_copy", "fallback": "abort"}
+    how = {"method": "pre_copy", "fallback": "abort"}
     with client(answer) as control:
-        assert control.reconfigure("8,12,10") == {"id": "change-1", "asked": asked}
+        assert control.reconfigure("8,12,10")["asked"] == {"layers": "8,12,10", **how}
+        assert control.reconfigure(precision="bfloat16")["asked"] == {"precision": "bfloat16", **how}
 
 
 def test_waiting_asks_again_until_the_change_has_ended():

@@ -101,9 +101,9 @@ class FakeEffects(ChangeEffects):
     def layout(self) -> Layout:
         return self.serving
 
-    def plan(self, text: str) -> Layout:
+    def plan(self, text: str, precision: str | None) -> Layout:
         self.calls.append("plan")
-        target = Layout.parse(text, LAYERS)
+        target = Layout.parse(text or str(self.serving), LAYERS).in_precision(precision or self.serving.precision)
         if target == self.serving:
             raise ChangeUnneeded(f"the pipeline already has the layout {target}")
         return target

@@ -461,3 +461,28 @@ def test_whoever_stops_changes_waits_for_whoever_holds_them_back_and_both_let_go
     leave.set()
     thread.join(DEADLINE_S)
     assert bench.coordinator.hold("falling asleep")
+
+
+# -- precision ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_change_of_the_precision_alone_replaces_every_stage(bench: Bench):
+    change = ended(bench.coordinator.request("", precision="bfloat16"))
+    report = change.report()
+    assert (report["from"], report["from_precision"]) == ("2,2", "")
+    assert (report["to"], report["to_precision"]) == ("2,2", "bfloat16")
+    events = [(entry.event, entry.details.get("stage")) for entry in bench.journal.story(change.id)]
+    for event in ("stage prepared", "stage released"):
+        assert [stage for told, stage in events if told == event] == [0, 1]
+
+
+def test_who_loads_the_model_in_another_precision_has_a_longer_lease(bench: Bench):
+    bench.lease(prepare_s=SHORT_S)
+    gate = bench.effects.block("prepare")
+    change = bench.coordinator.request("", precision="bfloat16")
+    gate.wait_until_entered()
+    assert not change.ended.wait(5 * SHORT_S)
+    gate.open()
+    assert state(ended(change)) == ("committed", None)
+    bench.effects.block("prepare")
+    assert "prepare took too long" in (state(bench.change("1,3"))[1] or "")

@@ -351,3 +351,28 @@ def test_with_no_node_left_to_take_the_layers_nothing_happens():
     with pytest.raises(ChangeRefused, match="no stage is left"):
         bench.desk.release(1)
     assert str(bench.effects.serving) == "2@a,2@b"
+
+
+def test_another_precision_leaves_the_layers_and_who_is_away_as_they_are():
+    bench = make("1,2,1")
+    assert bench.do(bench.desk.release(1)) == "2,2"
+    assert bench.apply("", precision="bfloat16") == "2,2"
+    assert bench.effects.serving.precision == bench.desk.wanted().precision == "bfloat16"
+    assert bench.desk.is_away(1)
+    assert bench.do(bench.desk.attach(1)) == "1,2,1"
+    assert bench.effects.serving.precision == "bfloat16"
+
+
+def test_other_layers_leave_the_precision_as_it_is():
+    bench = make("1,2,1")
+    bench.apply("", precision="bfloat16")
+    assert bench.apply("2,2") == "2,2"
+    assert bench.effects.serving.precision == "bfloat16"
+
+
+def test_a_precision_that_could_not_be_had_is_not_wanted_later():
+    bench = make("1,2,1")
+    bench.effects.fail("prepare", RuntimeError("no memory"))
+    assert bench.apply("", precision="bfloat16") == "1,2,1"
+    assert bench.do(bench.desk.release(1)) == "2,2"
+    assert bench.effects.serving.precision == ""
