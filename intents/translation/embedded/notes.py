@@ -42,6 +42,7 @@ class Notes(Predicates, ABC):
             elif p.lex(end, "IN", "ONLY", "OUT"):  # "ledger in Germany, no contact with website"
                 yield from self._items(end, noted, (), 0)
         yield from self._meant_for(first, frame)
+        yield from self._provided(first, frame)
         for start, _ in p.lex(first, "FOR"):  # "For ledger, at most 20 ms to claims"
             for end, groups in p.list(start):
                 if _workloads(groups) and p.mark(end, ",", ":"):
@@ -175,6 +176,8 @@ class Notes(Predicates, ABC):
         roles = {each.role for each in complements}
         if roles & _MEASURES and roles <= _MEASURES | {"to", "from"}:
             return Verb("have", "have")
+        if roles in ({"together"}, {"apart"}):
+            return Verb("run", "run")
         elements = [each for each in complements if each.role in _PLACED]
         if not elements or roles - _PLACED - {"else", "migration"}:
             return None
@@ -184,6 +187,23 @@ class Notes(Predicates, ABC):
         if "via" in roles or (flows and "object" in roles):
             return Verb("pass", "cross")
         return Verb("stay", "stay")
+
+    def _provided(self, first: int, frame: Clause) -> Iterator[tuple[int, Statement]]:
+        """Read `A bandwidth of at least 1 Gbps must be available between A and B`."""
+        for end, bound in self._complements.all(first):
+            if not bound or any(each.role not in _MEASURES or each.only or each.negated for each in bound):
+                continue
+            for last, aux in self._v.auxiliaries(end):
+                if not aux.be or aux.modal not in {"", "must", "should"} or aux.negated or aux.only or aux.soft:
+                    continue
+                for stop, _ in self._p.lex(last, "PROVIDED"):
+                    for behind, rest in self._complements.all(stop):
+                        if len(rest) == 1 and rest[0].role == "between" and all(map(_of_workloads, rest[0].groups)):
+                            groups = rest[0].groups
+                            ends = Ends(source=groups[:1], target=groups[1:] or groups[:1], mutual=True)
+                            flow = Group(first, behind, "traffic", ends=ends)
+                            said = replace(frame, subject=(flow,), modal="must", verbs=(Verb("have", "have"),))
+                            yield behind, (replace(said, complements=bound),)
 
     def _meant_for(self, first: int, frame: Clause) -> Iterator[tuple[int, Statement]]:
         """Read `Germany or France for ledger, no other country`, `Only encrypted links for ledger`."""

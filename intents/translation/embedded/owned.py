@@ -38,6 +38,11 @@ class Owned(Conditions, ABC):
                 for end, inner in self.group(start):
                     if inner.kind in {"network", "traffic"} and inner.ends is not None:
                         yield end, replace(group, ends=inner.ends)
+        if group.kind == "traffic" and group.ends is None and not group.direction:  # transmission of packets between
+            for start, _ in self.lex(last, "OF"):
+                for end, inner in self.group(start):
+                    if inner.kind == "traffic" and inner.ends is not None and not inner.quantifier:
+                        yield end, replace(group, ends=inner.ends, direction=inner.direction)
         for start, _ in self.lex(last, "BETWEEN"):
             if ends.mutual:
                 break

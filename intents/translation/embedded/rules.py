@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from intents.translation.embedded.tree import Clause
 
 
+_WITHOUT_GROUPS = frozenset({"else", "transit", "migration", "each", "bothways"})
+
+
 class Rules(Talking, Spreading, Transferring):
     """Makes the rules of a clause, one verb at a time."""
 
@@ -29,6 +32,8 @@ class Rules(Talking, Spreading, Transferring):
         Raises:
             Refused: the verb makes no rule of such a subject and such complements.
         """
+        if any(each.negated and each.role in _WITHOUT_GROUPS for each in clause.complements):
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear what the negation belongs to")
         complements = [each for each in clause.complements if each.role not in {"else", "transit"}]
         if any(each.role == "bothways" for each in complements):
             clause = replace(clause, complements=tuple(each for each in clause.complements if each.role != "bothways"))

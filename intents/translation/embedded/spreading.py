@@ -48,9 +48,10 @@ class Spreading(Placing):
                 if each.negated != (topologies[0].quantifier == "none"):
                     clause = negated_of(clause)
             elif each.role in {"together", "apart"}:
-                if relation and relation != each.role:
+                said = {"together": "apart", "apart": "together"}[each.role] if each.negated else each.role
+                if (relation and relation != said) or (each.negated and (clause.negated or each.role == "apart")):
                     raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear whether apart or together is meant")
-                relation = each.role
+                relation = said
             elif each.role == "each":
                 continue
             elif (

@@ -37,6 +37,8 @@ class Talking(Routing):
                 and flows_only
                 and verb.kind in {"exchange", "send", "receive", "have", "talk", "block"}
             ):
+                if each.negated:
+                    raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear what the negation belongs to")
                 if any(group.quantifier == "none" for group in each.groups) and not clause.negated:
                     clause = negated_of(clause)
                 continue
