@@ -9,20 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from controller import node_commands, platform_commands
-from controller.console import FAILED, REFUSED, err, fail, out
+from controller import bench_commands, node_commands, platform_commands
+from controller.console import FAILED, REFUSED, fail, out
 from controller.platform import event_commands, operator_commands
 from intents import intent_commands
 from loadgen import load_commands
-from loadgen.experiments import agreement
-from loadgen.streaming.overhead import overhead
 from runtime.head.control_client import ControlClient, ControlError
 from runtime.migration.protocol import Fallback, Method
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
-
-    from rich.table import Table
+    from collections.abc import Iterator
 
 app = typer.Typer(
     name="midstream",
@@ -31,14 +27,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bench_app = typer.Typer(help="Measure: every benchmark starts what it needs and prints one JSON object or a table.")
-app.add_typer(bench_app, name="bench")
+app.add_typer(bench_commands.app, name="bench")
 app.add_typer(node_commands.app, name="node")
 app.add_typer(event_commands.app, name="event")
 app.add_typer(intent_commands.app, name="intent")
 app.add_typer(load_commands.app, name="load")
-bench_app.command("agreement")(agreement.command)
-bench_app.command("load")(overhead)
 for command in (platform_commands.up, platform_commands.down, platform_commands.apply, platform_commands.validate):
     app.command()(command)
 app.command()(operator_commands.operator)
@@ -271,190 +264,6 @@ def trace(
     out.print(f"{len(events['traceEvents'])} stage spans in {output}")
 
 
-@bench_app.command("reconfigure")
-def bench_reconfigure(
-    layers_from: Annotated[str, typer.Option("--from", help="Layers per stage before the change.")] = "15,15",
-    layers_to: Annotated[str, typer.Option("--to", help="Layers per stage after it.")] = "8,12,10",
-    streams: Annotated[int, typer.Option(help="Closed-loop streams; every second one samples with a seed.")] = 4,
-    tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 128,
-    prompt_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of each prompt, roughly; a short sentence each if not given.")
-    ] = None,
-    repeat: Annotated[int, typer.Option(help="How often the change is measured.")] = 3,
-    model: Annotated[str | None, typer.Option(help="Hugging Face id or folder; default: the built-in model.")] = None,
-    stock: Annotated[bool, typer.Option(help="Also run stock vLLM, for the ratios and the cost of a restart.")] = True,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Measure a live re-split from the client's side, next to stock vLLM in the same run."""
-    from loadgen.reconfigure_bench import ReconfigureOptions, render, run
-
-    _measure(
-        lambda: run(
-            ReconfigureOptions(
-                layers_from=layers_from,
-                layers_to=layers_to,
-                model=model,
-                streams=streams,
-                tokens=tokens,
-                prompt_tokens=prompt_tokens,
-                repeat=repeat,
-                compare_stock=stock,
-            ),
-            say=err.print,
-        ),
-        render,
-        json_output=json_output,
-    )
-
-
-@bench_app.command("recover")
-def bench_recover(
-    layers: Annotated[str, typer.Option(help="Layers per stage.")] = "8,12,10",
-    streams: Annotated[int, typer.Option(help="Closed-loop streams; every second one samples with a seed.")] = 4,
-    tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 128,
-    repeat: Annotated[int, typer.Option(help="How often each role is killed.")] = 3,
-    model: Annotated[str | None, typer.Option(help="Hugging Face id or folder; default: the built-in model.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Kill stages of each role under load and measure what the streams notice."""
-    from loadgen.recover_bench import RecoverOptions, render, run
-
-    _measure(
-        lambda: run(
-            RecoverOptions(layers_from=layers, model=model, streams=streams, tokens=tokens, repeat=repeat),
-            say=err.print,
-        ),
-        render,
-        json_output=json_output,
-    )
-
-
-@bench_app.command("wake")
-def bench_wake(
-    layers: Annotated[str, typer.Option(help="Layers per stage.")] = "15,15",
-    repeat: Annotated[int, typer.Option(help="How often the pipeline sleeps and is woken.")] = 3,
-    model: Annotated[str | None, typer.Option(help="Hugging Face id or folder; default: the built-in model.")] = None,
-    stock: Annotated[bool, typer.Option(help="Also start stock vLLM cold.")] = True,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Measure the time to the first token from zero, next to a cold start of stock vLLM."""
-    from loadgen.wake_bench import WakeOptions, render, run
-
-    _measure(
-        lambda: run(
-            WakeOptions(layers_from=layers, model=model, tokens=48, repeat=repeat, compare_stock=stock), say=err.print
-        ),
-        render,
-        json_output=json_output,
-    )
-
-
-@bench_app.command("device")
-def bench_device(
-    device: Annotated[str, typer.Option(help="cuda, or host: the same steps in host memory.")] = "cuda",
-    layers: Annotated[int, typer.Option(help="Layers of each of two KV pools.")] = 16,
-    blocks: Annotated[int, typer.Option(help="KV blocks of each layer, 64 KiB each.")] = 256,
-    repeat: Annotated[int, typer.Option(help="How often everything is measured.")] = 5,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Measure state paths of a GPU with torch alone: attach, copy, kill and flip."""
-    from loadgen.gpu_bench import DeviceOptions, render, run
-
-    _measure(
-        lambda: run(DeviceOptions(device=device, layers=layers, blocks=blocks, repeat=repeat), say=err.print),
-        render,
-        json_output=json_output,
-    )
-
-
-@bench_app.command("migrate")
-def bench_migrate(
-    link: Annotated[
-        str, typer.Option(help="What joins the two machines: 1gbit or 100mbit (needs root, ip, tc), or loopback.")
-    ] = "loopback",
-    layers_from: Annotated[
-        str, typer.Option("--from", help="Layers per stage on edge-1 and edge-2 before the change.")
-    ] = "15@edge-1,15@edge-2",
-    layers_to: Annotated[str, typer.Option("--to", help="Layers per stage after it.")] = "8@edge-1,22@edge-2",
-    streams: Annotated[int, typer.Option(help="Closed-loop streams; every second one samples with a seed.")] = 8,
-    tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 192,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt, roughly.")] = 500,
-    repeat: Annotated[int, typer.Option(help="How often each method is measured.")] = 3,
-    model: Annotated[str | None, typer.Option(help="Hugging Face id or folder; default: the built-in model.")] = None,
-    methods: Annotated[
-        str, typer.Option(help="Ways to move the KV, to be compared.")
-    ] = "pre_copy,stop_and_copy,recompute",
-    check_wire: Annotated[
-        bool, typer.Option("--check-wire", help="Also record one pass on the link and search it for plaintext.")
-    ] = False,
-    rate_limit: Annotated[
-        str | None, typer.Option(help="Most bytes per second for copying between the nodes, such as 10MB.")
-    ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Move layers between two machines under load, and measure what the streams notice."""
-    from loadgen.migrate_bench import MigrateOptions, render, run
-
-    _measure(
-        lambda: run(
-            MigrateOptions(
-                link=link,
-                layers_from=layers_from,
-                layers_to=layers_to,
-                model=model,
-                streams=streams,
-                tokens=tokens,
-                prompt_tokens=prompt_tokens,
-                repeat=repeat,
-                methods=tuple(methods.split(",")),
-                check_wire=check_wire,
-                rate_limit=rate_limit,
-            ),
-            say=err.print,
-        ),
-        render,
-        json_output=json_output,
-    )
-
-
-@bench_app.command("soak")
-def bench_soak(
-    kills: Annotated[int, typer.Option(help="Kills and cuts of the link after which it ends.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the schedule; the same seed makes the same steps.")] = 1,
-    link: Annotated[
-        str, typer.Option(help="What joins the nodes: 1gbit or 100mbit (needs root, ip, tc), or loopback, never cut.")
-    ] = "loopback",
-    layers: Annotated[str, typer.Option(help="Layers per stage at the beginning.")] = "15@edge-1,15@edge-2",
-    streams: Annotated[int, typer.Option(help="Closed-loop clients, greedy and seeded.")] = 4,
-    tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 96,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the longest prompts, roughly.")] = 400,
-    model: Annotated[str | None, typer.Option(help="Hugging Face id or folder; default: the built-in model.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Kill stages, node runtimes and the link at random under load; compare every answer, and what is left."""
-    from loadgen.soak_bench import SoakOptions, render, run
-
-    result = _measure(
-        lambda: run(
-            SoakOptions(
-                kills=kills,
-                seed=seed,
-                link=link,
-                layers_from=layers,
-                streams=streams,
-                tokens=tokens,
-                prompt_tokens=prompt_tokens,
-                model=model,
-            ),
-            say=err.print,
-        ),
-        render,
-        json_output=json_output,
-    )
-    if not result["passed"]:
-        raise typer.Exit(FAILED)
-
-
 @app.command()
 def demo() -> None:
     """Stream one answer while its pipeline is re-split twice, and check that nobody could have noticed."""
@@ -483,28 +292,6 @@ def _client(endpoint: str) -> Iterator[ControlClient]:
             yield client
     except ControlError as error:
         fail(str(error), REFUSED if error.refused else FAILED)
-
-
-def _measure(
-    experiment: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
-    render: Callable[[dict[str, Any]], Table],
-    *,
-    json_output: bool,
-) -> dict[str, Any]:
-    """Run an experiment, print its result as a table or as one JSON object, and return it."""
-    import asyncio
-
-    from loadgen.errors import LoadgenError
-
-    try:
-        result = asyncio.run(experiment())
-    except LoadgenError as error:
-        fail(str(error))
-    if json_output:
-        print(json.dumps(result))
-    else:
-        out.print(render(result))
-    return result
 
 
 def _print_report(report: dict[str, Any]) -> None:

@@ -14,5 +14,5 @@ err = Console(stderr=True, highlight=False)
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
     """End the command with one line that says why."""
-    err.print(f"midstream: {message}", soft_wrap=True)
+    err.print(f"midstream: {message}", markup=False, soft_wrap=True)
     raise typer.Exit(code)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from intents.benchmark import cases, growth, runner
 from intents.errors import IntentsError
 from intents.knowledge.naming import naming
 from intents.model.inventory import read_inventory
 from intents.planning import plan_sentence
-from intents.translators import WITNESS, TranslatorKind, make_translator
+from intents.translators import TranslatorKind, make_translator, witness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
+    from intents.benchmark.cases import Case
     from intents.model.intent import PrivacyIntent
     from intents.model.inventory import Inventory
     from intents.translation.interface import Translator
@@ -50,9 +50,14 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Try the benchmark's sentences, judge each plan by expectations written before the translator."""
+    from intents.benchmark import cases, growth, runner
+
     try:
         chosen = make_translator(translator, endpoint, model, hashed=hash_names)
-        parts, inventories = _bundled(part or list(_PARTS)) if not file else _own(file, inventory)
+        if file:
+            parts, inventories = _own(file, inventory)
+        else:
+            parts, inventories = cases.bundled(part or list(cases.PARTS)), cases.bundled_inventories()
         if limit is not None:
             parts = {name: found[:limit] for name, found in parts.items()}
         report = runner.run(str(translator), chosen, _plan, parts, inventories)
@@ -77,24 +82,9 @@ def bench(
                 )
 
 
-_PARTS: Mapping[str, Callable[[], tuple[cases.Case, ...]]] = {
-    "intents": cases.bundled_intents,
-    "traps": cases.bundled_traps,
-    "paraphrases": cases.bundled_paraphrases,
-    "exams": cases.bundled_exams,
-}
+def _own(files: Sequence[Path], inventory: Path | None) -> tuple[dict[str, tuple[Case, ...]], Mapping[str, Inventory]]:
+    from intents.benchmark import cases
 
-
-def _bundled(names: Sequence[str]) -> tuple[dict[str, tuple[cases.Case, ...]], Mapping[str, Inventory]]:
-    unknown = [name for name in names if name not in _PARTS]
-    if unknown:
-        raise IntentsError(f"no part is called {unknown[0]!r}; parts: {', '.join(_PARTS)}")
-    return {name: _PARTS[name]() for name in names}, cases.bundled_inventories()
-
-
-def _own(
-    files: Sequence[Path], inventory: Path | None
-) -> tuple[dict[str, tuple[cases.Case, ...]], Mapping[str, Inventory]]:
     inventories = dict(cases.bundled_inventories())
     if inventory is not None:
         inventories[inventory.stem] = read_inventory(inventory)
@@ -104,9 +94,9 @@ def _own(
 def _plan(
     translator: Translator, sentence: str, inventory: Inventory, active: Sequence[PrivacyIntent]
 ) -> Mapping[str, Any]:
-    made = plan_sentence(sentence, inventory, translator, active=active, witness=WITNESS, naming=naming)
+    made = plan_sentence(sentence, inventory, translator, active=active, witness=witness(), naming=naming)
     return made.to_json()
 
 
 def _plan_alone(sentence: str, inventory: Inventory) -> Mapping[str, Any]:
-    return _plan(WITNESS, sentence, inventory, ())
+    return _plan(witness(), sentence, inventory, ())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -17,26 +16,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from intents.bench_command import bench
+from intents.compilation.compiled import NOTHING
 from intents.errors import IntentsError
 from intents.knowledge.naming import naming
+from intents.live_midstream import merged, with_stages
 from intents.model.inventory import read_inventory
-from intents.planning import Plan, plan_all, plan_intent, plan_sentence
+from intents.planning import Plan, enforced, plan_all, plan_intent, plan_sentence
 from intents.proof.checker import check
-from intents.proof.drift import Phase
-from intents.proof.drift_loop import Clock, DriftLoop
 from intents.service import guard
 from intents.store import IntentStore, default_folder, read_intent
-from intents.targets import NOTHING, Targets
-from intents.translators import WITNESS, TranslatorKind, make_translator
-from intents.watching import Watched
+from intents.targets import Targets
+from intents.translators import TranslatorKind, make_translator, witness
+from intents.watch_command import DEFAULT_PIPELINE, Here, RunningHead, RunningName, running_pipeline, watch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from intents.compilation.compiled import Compiled
     from intents.model.intent import PrivacyIntent
     from intents.model.inventory import Inventory
-    from intents.proof.drift import Changed, Violated
     from intents.proof.report import Report
 
 app = typer.Typer(
@@ -44,6 +39,7 @@ app = typer.Typer(
 )
 app.command()(bench)
 app.command()(guard)
+app.command()(watch)
 
 _out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 _err = Console(stderr=True, highlight=False)
@@ -194,7 +190,7 @@ def delete(
             if made is not None and made.refusal is not None:
                 _fail(f"without {name} the other intents cannot be met, nothing was changed: {made.refusal.message}")
             after = NOTHING if made is None or made.compiled is None else made.compiled
-            targets.enforce(after, _enforced(active, snapshot), snapshot, left)
+            targets.enforce(after, enforced(active, snapshot), snapshot, left)
             store.remove(name)
     except IntentsError as error:
         _fail(str(error))
@@ -210,6 +206,9 @@ def check_intents(
     onos: Onos = None,
     openflow: OpenFlow = None,
     kubernetes: Kubernetes = False,
+    head: RunningHead = None,
+    pipeline: RunningName = DEFAULT_PIPELINE,
+    here: Here = None,
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -218,8 +217,13 @@ def check_intents(
     try:
         snapshot = read_inventory(inventory)
         given = None if flows is None else _read_flows(flows)
-        with Targets(onos=onos, openflow=openflow, kubernetes=kubernetes) as targets:
-            report = check(active, targets.observe(snapshot, given))
+        with (
+            Targets(onos=onos, openflow=openflow, kubernetes=kubernetes) as targets,
+            running_pipeline(head, pipeline, here) as source,
+        ):
+            running = None if source is None else source.read()
+            snapshot = snapshot if running is None else merged(snapshot, [running])
+            report = check(active, with_stages(targets.observe(snapshot, given), snapshot, running))
     except IntentsError as error:
         _fail(str(error))
     if as_json:
@@ -228,48 +232,6 @@ def check_intents(
         _show_report(report)
     if not report.holds:
         raise typer.Exit(_REFUSED)
-
-
-@app.command()
-def watch(
-    inventory: InventoryFile,
-    onos: Onos = None,
-    openflow: OpenFlow = None,
-    kubernetes: Kubernetes = False,
-    every: Annotated[
-        float, typer.Option(min=0.1, help="Seconds between two looks where nothing tells of changes.")
-    ] = 5.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once, do what follows, and end.")] = False,
-    state: State = None,
-) -> None:
-    """Keep proving that the active intents hold; make them hold again, or cut off what cannot be proven.
-
-    Prints a line of JSON for each violation and for each time that all is well again, with the seconds it took.
-    """
-    try:
-        with Targets(onos=onos, openflow=openflow, kubernetes=kubernetes) as targets:
-            watched = Watched(inventory, IntentStore(state or default_folder()), targets, _tell_violation)
-            loop = DriftLoop(watched, Clock(time.monotonic))
-            changes: list[Changed] = []
-            while True:
-                loop.step(changes)
-                for settled in loop.settled:
-                    took = {"detect_s": settled.detect_s, "compliant_s": settled.compliant_s}
-                    _print_json({"settled": settled.how, **took})
-                loop.settled.clear()
-                if once:
-                    break
-                changes = watched.wait(every)
-    except IntentsError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        return
-    if loop.drift.phase is not Phase.WATCHING:
-        raise typer.Exit(_REFUSED)
-
-
-def _tell_violation(violated: Violated) -> None:
-    _print_json({"violated": violated.intent, "reason": violated.reason})
 
 
 def _plan(
@@ -283,7 +245,7 @@ def _plan(
     name: str | None = None,
 ) -> Plan:
     translator = make_translator(kind, endpoint, model, hashed=hash_names)
-    return plan_sentence(sentence, inventory, translator, active=active, witness=WITNESS, name=name, naming=naming)
+    return plan_sentence(sentence, inventory, translator, active=active, witness=witness(), name=name, naming=naming)
 
 
 def _confirm(made: Plan, *, yes: bool, quiet: bool) -> None:
@@ -305,13 +267,8 @@ def _enforce(
     if made.intent is None or made.compiled is None:
         return
     together = [*(each for each in active if each.metadata.name != made.intent.metadata.name), made.intent]
-    targets.enforce(made.compiled, _enforced(active, inventory), inventory, together)
+    targets.enforce(made.compiled, enforced(active, inventory), inventory, together)
     store.put(made.intent)
-
-
-def _enforced(active: Sequence[PrivacyIntent], inventory: Inventory) -> Compiled:
-    """Return what the active intents come to; nothing where they cannot be met any more: all is then told anew."""
-    return (plan_all(active, inventory).compiled if active else None) or NOTHING
 
 
 def _read_flows(path: Path) -> list[dict[str, Any]]:

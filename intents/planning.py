@@ -18,15 +18,14 @@ its own, the sentence is refused; where the witness did not understand it, a per
 from __future__ import annotations
 
 import gc
-import hashlib
-import re
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from intents.compilation import compile_intents
-from intents.model.intent import IntentMetadata, PrivacyIntent
+from intents.compilation.compiled import NOTHING
+from intents.model.intent import IntentMetadata, PrivacyIntent, intent_name
 from intents.model.refusal import Refusal, RefusalKind
 from intents.proof.checker import Observed, check
 from intents.readback import read_back
@@ -178,6 +177,13 @@ def plan_all(intents: Sequence[PrivacyIntent], inventory: Inventory) -> Plan:
     return Plan("", refusal=refusal, report=report)
 
 
+def enforced(active: Sequence[PrivacyIntent], inventory: Inventory) -> Compiled:
+    """Return what is enforced for these intents; nothing where they cannot be met any more: all is then told anew."""
+    with _no_collection():
+        compiled = compile_intents(inventory, active) if active else NOTHING
+    return NOTHING if isinstance(compiled, Refusal) else compiled
+
+
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """Keep the collector of cycles still: it finds none in tens of thousands of flow rules, and doubles the time."""
@@ -195,14 +201,6 @@ def planned_state(compiled: Compiled, inventory: Inventory) -> Observed:
     placement = {each.name: (each.node,) for each in inventory.workloads if each.node is not None}
     placement |= {each.workload: (each.node,) for each in compiled.placements}
     return Observed(placement, compiled.flows, inventory, inventory.version, compiled.kubernetes)
-
-
-def intent_name(sentence: str) -> str:
-    """Return a name for the intent of a sentence: its first words, and what tells it from others that begin so."""
-    words = sentence.casefold().split()
-    slug = "-".join(re.findall(r"[a-z0-9]+", " ".join(words))[:5])[:40].strip("-")
-    digest = hashlib.blake2b(" ".join(words).encode(), digest_size=2).hexdigest()
-    return f"{slug}-{digest}" if slug else f"intent-{digest}"
 
 
 def same_effect(one: PrivacyIntent, other: PrivacyIntent, inventory: Inventory) -> bool:

@@ -14,7 +14,6 @@ How a pipeline is judged: `intents.pipeline_guard`.
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import json
 import os
@@ -27,6 +26,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from intents.access import is_loopback, presents
 from intents.errors import EnforcementError, IntentsError
 from intents.model.inventory import read_inventory
 from intents.pipeline_guard import PipelineGuard
@@ -154,19 +154,11 @@ def guard_application(
 def _refusal(request: Request, token: str | None) -> str | None:
     """Return why somebody may not see the intents: they tell where sensitive data lies."""
     if token is not None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        known = scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
+        known = presents(request.headers.get("authorization", ""), token)
         return None if known else "a bearer token is required"
-    if "origin" in request.headers or not _is_loopback(request.url.hostname):
+    if "origin" in request.headers or not is_loopback(request.url.hostname):
         return "web pages are not answered"  # nor what a rebound name leads here
     return None
-
-
-def _is_loopback(host: str | None) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
 
 
 def guard(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 
-from intents.compilation.compiled import Compiled
 from intents.compilation.difference import Enforced, Step, difference, flow_key
 from intents.enforcement.kubernetes import Cluster
 from intents.enforcement.kubernetes_inventory import read_cluster
@@ -29,11 +28,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from intents.compilation.compiled import Compiled
     from intents.enforcement.flow_store import FlowStore
     from intents.model.intent import PrivacyIntent
     from intents.model.inventory import Inventory
-
-NOTHING = Compiled()
 
 
 class Targets:

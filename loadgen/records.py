@@ -1,7 +1,7 @@
 """What the client saw of one stream, as plain facts.
 
 A record never interprets: it holds every token with its arrival time and says how the stream ended. All metrics are
-functions of records (`loadgen.gaps`, `loadgen.alignment`), so they can be recomputed from a stored run.
+functions of records (`loadgen.gaps`, `loadgen.benchmarks.alignment`), so they can be recomputed from a stored run.
 
 Several tokens can arrive in one chunk, and several chunks in one read from the socket. Such tokens share an arrival
 time, because that is when a user could have seen them; the gap between them is zero and the gap before them is the

@@ -25,7 +25,7 @@ from intents.model.inventory import Inventory, read_inventory
 from intents.model.refusal import RefusalKind  # noqa: TC001 - pydantic reads it
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from os import PathLike
 
 FOLDER = Path(__file__).parent
@@ -246,10 +246,30 @@ def bundled_exams() -> tuple[Case, ...]:
         *read_paraphrases(FOLDER / "exams" / "first-paraphrases.yaml", bundled_intents()),
         *(
             case
-            for name in ("first", "second", "third")
+            for name in ("first", "second", "third", "fourth", "fifth")
             for case in read_cases(FOLDER / "exams" / f"{name}.yaml", bundled_inventories())
         ),
     )
+
+
+PARTS: Mapping[str, Callable[[], tuple[Case, ...]]] = {
+    "intents": bundled_intents,
+    "traps": bundled_traps,
+    "paraphrases": bundled_paraphrases,
+    "exams": bundled_exams,
+}
+
+
+def bundled(names: Sequence[str]) -> dict[str, tuple[Case, ...]]:
+    """Return parts of the benchmark that comes with Midstream, by name.
+
+    Raises:
+        BenchmarkError: there is no part of that name.
+    """
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        raise BenchmarkError(f"no part is called {unknown[0]!r}; parts: {', '.join(PARTS)}")
+    return {name: PARTS[name]() for name in names}
 
 
 def _read(path: str | PathLike[str], adapter: TypeAdapter[_Read]) -> _Read:

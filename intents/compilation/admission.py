@@ -24,7 +24,6 @@ import pycountry
 from intents.compilation.kubernetes import (
     INTENT,
     MANAGED_BY,
-    WORKLOAD,
     compared_with,
     has_label,
     metadata,
@@ -37,6 +36,7 @@ from intents.compilation.kubernetes import (
 from intents.compilation.problem import for_each
 from intents.model import labels
 from intents.model.intent import IsolationRule, PlacementRule, SpreadRule
+from intents.model.labels import WORKLOAD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -87,3 +87,7 @@ class Compiled:
     transfers: tuple[Transfer, ...] = ()
     kubernetes: tuple[dict[str, Any], ...] = ()
     flows: tuple[dict[str, Any], ...] = ()
+
+
+NOTHING = Compiled()
+"""What no intents come to."""

@@ -33,6 +33,7 @@ from intents.compilation.judging import TOPOLOGY_LABEL
 from intents.compilation.problem import for_each
 from intents.model import labels
 from intents.model.intent import IsolationRule, PlacementRule, SpreadRule
+from intents.model.labels import WORKLOAD
 from intents.model.predicate import Conjunction, Predicate, both, term
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from intents.compilation.rules import Rule
     from intents.model.intent import Topology
 
-WORKLOAD = "midstream.dev/workload"
 INTENT = "midstream.dev/intent"
 HOSTNAME = "kubernetes.io/hostname"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "midstream-intents"}

@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from intents.compilation.judging import workload_endpoint
-from intents.compilation.kubernetes import WORKLOAD, metadata, object_name, workload_value
+from intents.compilation.kubernetes import metadata, object_name, workload_value
+from intents.model.labels import WORKLOAD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -19,8 +19,6 @@ from heapq import heappop, heappush
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
-import networkx as nx
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -289,6 +287,8 @@ def _preference(link: Link) -> tuple[object, ...]:
 
 
 def _on_simple_paths(graph: Graph, start: str, end: str) -> set[str]:
+    import networkx as nx  # takes long to import, and few plans have way points
+
     whole = nx.Graph((name, to) for name, others in graph.items() for to, _, _ in others)
     whole.add_edge(start, end)
     return next(part for part in nx.biconnected_components(whole) if start in part and end in part)

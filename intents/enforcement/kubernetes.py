@@ -14,9 +14,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError
-
 from intents.errors import EnforcementError
 
 if TYPE_CHECKING:
@@ -117,6 +114,9 @@ class Cluster:
         *,
         missing_ok: bool = False,
     ) -> dict[str, Any] | None:
+        from kubernetes.client.exceptions import ApiException  # the client takes long to import
+        from urllib3.exceptions import HTTPError
+
         headers = {"Accept": _JSON, **({"Content-Type": content_type} if body is not None else {})}
         request = self._client.param_serialize(
             method=method,

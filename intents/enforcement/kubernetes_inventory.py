@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from intents.errors import EnforcementError
 from intents.model.inventory import Inventory, Node, Workload
+from intents.model.labels import WORKLOAD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from intents.enforcement.kubernetes import Cluster
 
-_NAMES = ("midstream.dev/workload", "app.kubernetes.io/name")
+_NAMES = (WORKLOAD, "app.kubernetes.io/name")
 _ENDED = frozenset({"Succeeded", "Failed"})
 
 

@@ -11,12 +11,12 @@ User and password come from `ONOS_USER` and `ONOS_PASSWORD`; over plain HTTP the
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
+from intents.access import is_loopback
 from intents.errors import EnforcementError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class OnosStore:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         given = httpx.URL(url)
-        if given.scheme != "https" and not _is_loopback(given.host):
+        if given.scheme != "https" and not is_loopback(given.host):
             raise EnforcementError(f"{url} would carry the password in the clear: use https, or ONOS on loopback")
         missing = [name for name in (USER, PASSWORD) if not environ.get(name)]
         if missing:
@@ -167,10 +167,3 @@ def _message(answer: httpx.Response) -> str:
         return str(answer.json()["message"])
     except (ValueError, KeyError, TypeError):
         return answer.text[:200]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

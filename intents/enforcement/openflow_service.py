@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ipaddress
 import json
 import os
 import socket
@@ -31,7 +30,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from intents.enforcement.openflow import Controller
+from intents.access import is_loopback
 from intents.errors import EnforcementError
 
 if TYPE_CHECKING:
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from starlette.requests import Request
+
+    from intents.enforcement.openflow import Controller
 
 _OPENFLOW_PORT = 6653
 _TIMEOUT_S = 60.0
@@ -166,12 +167,14 @@ def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
         return context
     if any(given):
         raise EnforcementError("--tls-cert, --tls-key and --tls-ca go together: give all three")
-    if not ipaddress.ip_address(options.host).is_loopback:
+    if not is_loopback(options.host):
         raise EnforcementError(f"--host {options.host} is not loopback: give --tls-cert, --tls-key and --tls-ca")
     return None
 
 
 async def _run(options: argparse.Namespace) -> None:
+    from intents.enforcement.openflow import Controller  # os_ken takes long to import, and the client needs none of it
+
     controller = Controller()
     context = _tls(options)
     server = await controller.listen(options.host, options.port, context)

@@ -38,6 +38,11 @@ class Addressing:
     node_port: Mapping[str, int]
     link_ports: tuple[tuple[int, int], ...]
 
+    @property
+    def ip(self) -> dict[str, str]:
+        """Addresses by name, the workload's where a node has the same one."""
+        return {**self.node_ip, **self.workload_ip}
+
     def towards(self, inventory: Inventory, link: int, switch: str) -> int:
         """Return the port at `switch` that the link with this index is plugged into."""
         each: Link = inventory.links[link]

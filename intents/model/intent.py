@@ -15,6 +15,8 @@ the hard ones allow.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -143,3 +145,11 @@ class PrivacyIntent(_Model):
     kind: Literal["PrivacyIntent"] = "PrivacyIntent"
     metadata: IntentMetadata
     specs: Annotated[tuple[IntentSpec, ...], Field(min_length=1)]
+
+
+def intent_name(sentence: str) -> str:
+    """Return a name for the intent of a sentence: its first words, and what tells it from others that begin so."""
+    words = sentence.casefold().split()
+    slug = "-".join(re.findall(r"[a-z0-9]+", " ".join(words))[:5])[:40].strip("-")
+    digest = hashlib.blake2b(" ".join(words).encode(), digest_size=2).hexdigest()
+    return f"{slug}-{digest}" if slug else f"intent-{digest}"

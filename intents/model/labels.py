@@ -21,6 +21,9 @@ GPU = "midstream.dev/gpu"
 DATA = "midstream.dev/data"
 ENCRYPTED = "midstream.dev/encrypted"
 
+WORKLOAD = "midstream.dev/workload"
+"""On pods: the workload that they are replicas of."""
+
 NAME = "name"
 """Not a label: in a predicate it stands for the element's own name, which is compared exactly."""
 

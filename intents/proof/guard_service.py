@@ -11,8 +11,6 @@ Anything else than a 200 with `holds` true means: do not move. Outside loopback 
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from intents.access import is_loopback, presents
 from intents.errors import IntentsError
 from intents.model.intent import State  # noqa: TC001 - pydantic reads it
 from intents.proof.transfer import EVERY_STATE, Transfer, TransferGuard
@@ -72,13 +71,13 @@ def application(
     Raises:
         IntentsError: the address is not loopback, and there is no token.
     """
-    if token is None and not ipaddress.ip_address(host).is_loopback:
+    if token is None and not is_loopback(host):
         raise IntentsError(
             f"the transfer guard would answer anybody at {host}: give it a token, or serve it on loopback"
         )
 
     async def check(request: Request) -> JSONResponse:
-        if token is not None and not _presents(request, token):
+        if token is not None and not presents(request.headers.get("Authorization", ""), token):
             return JSONResponse({"error": "a bearer token is required"}, 401, {"WWW-Authenticate": "Bearer"})
         body = bytearray()
         async for part in request.stream():
@@ -118,8 +117,3 @@ def _judge(guard: TransferGuard, question: _Question, installed: Callable[[], Se
         state=question.state,
         version=question.version,
     )
-
-
-def _presents(request: Request, token: str) -> bool:
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())

@@ -1,9 +1,10 @@
 """Checks of where packets go: route and isolation rules, judged from walks through the flow tables.
 
 A route rule speaks of pairs. With peers, each pair must be connected and every journey must comply. Without, that is
-asked of pairs among the subjects; packets to and from everybody else need not arrive, but none may go where the rule
-forbids: one packet of every kind that some rule on some switch treats in its own way is walked, those from addresses
-that nobody has included, from every switch that would forward them. Each subject must be left with somebody to talk to.
+asked of pairs among the subjects that no isolation rule keeps apart; other packets need not arrive, but none may go
+where the rule forbids: one packet of every kind that some rule on some switch treats in its own way is walked, those
+from addresses that nobody has included, from every switch that would forward them. A subject that no isolation rule
+keeps apart from anybody must be left with somebody to talk to.
 
 A switch that a packet enters counts even if the packet ends there, but for the first: a packet that does not leave the
 switch that its sender hangs on has gone nowhere.
@@ -92,8 +93,9 @@ class RouteChecks:
             yield from self._with_peers()
             return
         for subject in self._subjects:
+            apart = self._cuts.of(subject.name, "from_subjects")
             for other in self._subjects:
-                if other is not subject:
+                if other is not subject and other.name not in apart:
                     yield self._pair(subject, other)
         for subject in self._subjects:
             if self._rule.direction != "to_subjects":
@@ -227,10 +229,9 @@ class RouteChecks:
         return found or Endpoint(str(ipaddress.IPv4Address(address)), address, (), is_node=False)
 
     def _lonely(self, subject: Endpoint) -> Check | None:
-        """Check that a subject that has others to talk to can talk to one of them."""
-        cut = self._cuts.of(subject.name, self._rule.direction) | {subject.name}
-        others = sum(1 for name, nodes in self._observed.placement.items() if nodes and name not in cut)
-        if not others or not subject.nodes:
+        """Check that a subject that has others to talk to, and is kept apart from none, can talk to one of them."""
+        others = sum(1 for name, nodes in self._observed.placement.items() if nodes and name != subject.name)
+        if not others or not subject.nodes or self._cuts.of(subject.name, self._rule.direction):
             return None
         beside = [each for node in subject.nodes for each in self._observed.residents.get(node, ()) if each != subject]
         tables = self._network.tables

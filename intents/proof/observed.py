@@ -8,13 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from intents.model.inventory import Inventory  # noqa: TC001 - part of the public signature
+from intents.model.labels import WORKLOAD
 from intents.proof.network_policy import Pod
 from intents.proof.walk import Network
 
 if TYPE_CHECKING:
     from intents.model.predicate import Predicate
-
-_WORKLOAD = "midstream.dev/workload"  # every pod carries the name of its workload
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Observed:
     def pod(self, workload: str) -> Pod:
         """Return what a NetworkPolicy knows of a workload's pods."""
         each = self.inventory.workload[workload]
-        return Pod(each.namespace, {**each.labels, _WORKLOAD: workload})
+        return Pod(each.namespace, {**each.labels, WORKLOAD: workload})
 
 
 @dataclass(frozen=True, slots=True)

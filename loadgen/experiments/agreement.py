@@ -13,19 +13,16 @@ sides, since vLLM's generator knows no other.
 import asyncio
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from loadgen.errors import LoadgenError, MeasurementError, OptionsError
-from loadgen.experiments.agreement_result import FIGURES, Agreement, agreement, figures_of_vllm
+from loadgen.benchmarks.reconfigure.options import DEFAULT_SERVER_ARGS, ReconfigureOptions, default_model_folder
+from loadgen.errors import MeasurementError, OptionsError
+from loadgen.experiments.agreement_result import FIGURES, agreement, figures_of_vllm
 from loadgen.experiments.client_settings import ClientSettings
 from loadgen.experiments.progress import Progress
 from loadgen.experiments.schema import Arm, Run, Settings
@@ -33,7 +30,6 @@ from loadgen.experiments.servers import AnyTarget, RunningTarget, running
 from loadgen.experiments.single_run import measure
 from loadgen.experiments.targets import EndpointTarget, MidstreamTarget, VllmTarget
 from loadgen.machine import machine_facts
-from loadgen.reconfigure_options import DEFAULT_SERVER_ARGS, ReconfigureOptions, default_model_folder
 from loadgen.results.figures import figures
 from loadgen.results.reader import read_run
 from loadgen.results.streams import streams_of
@@ -80,6 +76,16 @@ class AgreementOptions:
             raise OptionsError(f"output_tokens is {self.output_tokens}, but a time per token needs 2")
         if not self.rate > 0:
             raise OptionsError(f"rate is {self.rate}, but must be above 0")
+
+
+def compared_server(url: str | None, layers: str, *, stock: bool) -> AnyTarget:
+    """Return the server to compare at: the one at `url`, else stock vLLM or a Midstream of `layers` to be started."""
+    args = (*DEFAULT_SERVER_ARGS, "--no-enable-prefix-caching")
+    if url is not None:
+        return EndpointTarget(kind="endpoint", url=url)
+    if stock:
+        return VllmTarget(kind="vllm", args=args)
+    return MidstreamTarget(kind="midstream", layers=layers, args=args)
 
 
 async def run(options: AgreementOptions, folder: Path, *, say: Say = lambda _: None) -> dict[str, Any]:
@@ -231,60 +237,3 @@ def render(result: dict[str, Any]) -> Table:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def command(
-    url: Annotated[str | None, typer.Option(help="A server that runs; without it, one is started.")] = None,
-    stock: Annotated[bool, typer.Option(help="Start stock vLLM instead of Midstream.")] = False,
-    layers: Annotated[str, typer.Option(help="Layers per stage of the Midstream that is started.")] = "15,15",
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Folder or hub id of the tokenizer; default: the built-in model's.")
-    ] = None,
-    requests: Annotated[int, typer.Option(help="Requests of each round.")] = 24,
-    rate: Annotated[float, typer.Option(help="Requests per second.")] = 0.8,
-    input_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 128,
-    output_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 64,
-    rounds: Annotated[int, typer.Option(help="How often both generators run.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the first round; each further one has the next.")] = 1,
-    folder: Annotated[
-        Path | None, typer.Option("--out", help="Folder for what is measured; default: temporary.")
-    ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Compare this generator with `vllm bench serve`, in turns on one server."""
-    err = Console(stderr=True)
-    args = (*DEFAULT_SERVER_ARGS, "--no-enable-prefix-caching")
-    try:
-        target: AnyTarget
-        if url is not None:
-            target = EndpointTarget(kind="endpoint", url=url)
-        elif stock:
-            target = VllmTarget(kind="vllm", args=args)
-        else:
-            target = MidstreamTarget(kind="midstream", layers=layers, args=args)
-        options = AgreementOptions(
-            target=target,
-            tokenizer=tokenizer,
-            requests=requests,
-            rate=rate,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            rounds=rounds,
-            seed=seed,
-        )
-        kept = folder or Path(tempfile.mkdtemp(prefix="midstream-agreement-"))
-        kept.mkdir(parents=True, exist_ok=True)
-        result = asyncio.run(run(options, kept, say=lambda line: err.print(Text(line))))
-    except (LoadgenError, ValueError) as error:
-        err.print(Text(f"midstream: {error}"), soft_wrap=True)
-        raise typer.Exit(2 if isinstance(error, OptionsError | ValueError) else 1) from error
-    if json_output:
-        print(json.dumps(result))  # noqa: T201 - the command's output
-    else:
-        Console().print(render(result))
-
-
-__all__ = ["Agreement", "AgreementOptions", "command", "render", "run"]
-
-if __name__ == "__main__":
-    typer.run(command)

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from loadgen.benchmarks.reconfigure.options import STOCK_COMMAND, ReconfigureOptions, default_model_folder
 from loadgen.clock import now_ns
 from loadgen.errors import LinkError, MeasurementError, ServerError
 from loadgen.experiments.target_control import TargetControl
@@ -31,7 +32,6 @@ from loadgen.experiments.tied import tied
 from loadgen.link import LOOPBACK, Link, joined
 from loadgen.node_processes import Machine, enrol, node_runtimes
 from loadgen.process import WatchedProcess
-from loadgen.reconfigure_options import STOCK_COMMAND, ReconfigureOptions, default_model_folder
 from loadgen.server import ServerProcess, free_port
 from loadgen.workloads.prompts import Prompts, PromptSource
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from loadgen.benchmarks.reconfigure.options import DEFAULT_ENV, DEFAULT_SERVER_ARGS
 from loadgen.experiments.strict import Seconds, Strict, Word
 from loadgen.link import KINDS, LOOPBACK
-from loadgen.reconfigure_options import DEFAULT_ENV, DEFAULT_SERVER_ARGS
 
 NODES = ("edge-1", "edge-2")
 

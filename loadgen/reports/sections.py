@@ -1,10 +1,15 @@
 """What stands first on an experiment's page, made by whoever knows what the experiment is for."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from __future__ import annotations
 
-from loadgen.reports.plots import Plot
-from loadgen.reports.tables import Table
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loadgen.reports.plots import Plot
+    from loadgen.reports.tables import Table
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,27 +4,23 @@ A mock server in a process of its own streams to the real client, the real runne
 processes read the same clock, and the mock keeps the moment at which it sent each chunk: arrival minus sending is the
 error of a timestamp, the way through the kernel included. So the figure is an upper bound.
 
-    python -m loadgen.streaming.overhead --streams 500 --rate 50 --seconds 20 --json
+    midstream bench load --streams 500 --rate 50 --seconds 20 --json
 """
 
-import json
 import random
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import httpx
 import numpy as np
-import typer
-import uvloop
-from rich.console import Console
 from rich.table import Table
 
 from loadgen.clock import now_ns, unix_offset_ns
-from loadgen.errors import LoadgenError, MeasurementError, OptionsError
+from loadgen.errors import MeasurementError, OptionsError
 from loadgen.machine import machine_facts
 from loadgen.results.columns import FINISHED
 from loadgen.results.manifest import RunManifest
@@ -173,26 +169,3 @@ def render(result: dict[str, Any]) -> Table:
     if result["fell_behind"]:
         table.add_row("[bold]verdict[/]", "[bold]the generator fell behind[/]")
     return table
-
-
-def overhead(
-    streams: Annotated[int, typer.Option(help="Streams at a time.")] = 500,
-    rate: Annotated[float, typer.Option(help="Tokens per second of each.")] = 50.0,
-    seconds: Annotated[float, typer.Option(help="How long each stream lasts.")] = 20.0,
-    seed: Annotated[int, typer.Option(help="Seed of the moments at which streams begin.")] = 0,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Measure what the load generator costs and how exact its timestamps are, against the mock server."""
-    try:
-        result = uvloop.run(measure(OverheadOptions(streams, rate, seconds, seed)))
-    except LoadgenError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False)
-        raise typer.Exit(1) from error
-    if json_output:
-        typer.echo(json.dumps(result))
-    else:
-        Console().print(render(result))
-
-
-if __name__ == "__main__":
-    typer.run(overhead)

@@ -78,16 +78,37 @@ class Vocabulary:
     before: tuple[int, ...]
     after: tuple[int, ...]
 
-    @property
-    def special_tokens(self) -> int:
-        """How many tokens the tokenizer adds to a text."""
-        return len(self.before) + len(self.after)
-
     def prompt(self, words: Words) -> Prompt:
         """Return the prompt with these words."""
         numbers = words.tolist()
         token_ids = (*self.before, *(self.token_ids[number] for number in numbers), *self.after)
         return Prompt(len(token_ids), self.lead + " ".join(self.words[number] for number in numbers), token_ids)
+
+
+class WordSource:
+    """Prompts out of a vocabulary, as text and token ids."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+
+    @property
+    def vocabulary(self) -> int:
+        """How many words there are."""
+        return len(self._vocabulary.words)
+
+    @property
+    def special_tokens(self) -> int:
+        """How many tokens the tokenizer adds to a text."""
+        return len(self._vocabulary.before) + len(self._vocabulary.after)
+
+    @property
+    def special_tokens_before(self) -> int:
+        """How many of these stand before the text."""
+        return len(self._vocabulary.before)
+
+    def prompt(self, words: Words) -> Prompt:
+        """Return the prompt with these words."""
+        return self._vocabulary.prompt(words)
 
 
 class Tokenizer(Strict):

@@ -17,10 +17,9 @@ import msgspec
 import numpy as np
 
 from loadgen.workloads.common_words import COMMON_WORDS
-from loadgen.workloads.contents import LEAST_VOCABULARY, Words
+from loadgen.workloads.contents import LEAST_VOCABULARY
 from loadgen.workloads.errors import PromptError
-from loadgen.workloads.plan import Prompt
-from loadgen.workloads.prompts import Vocabulary
+from loadgen.workloads.prompts import Vocabulary, WordSource
 
 _TIMEOUT_S = 30.0
 _INSTEAD = "Give a tokenizer (kind: tokenizer) or use token ids (kind: token_ids)."
@@ -31,11 +30,8 @@ class _Answer(msgspec.Struct):
     tokens: list[int]
 
 
-class ServerSource:
+class ServerSource(WordSource):
     """Prompts by a server's tokenizer; see `ask`."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
 
     @classmethod
     def ask(
@@ -46,25 +42,6 @@ class ServerSource:
             base_url=url.rstrip("/"), headers=dict(headers), timeout=_TIMEOUT_S, trust_env=False, transport=transport
         ) as client:
             return cls(_Probe(client, model).vocabulary())
-
-    @property
-    def vocabulary(self) -> int:
-        """How many words there are."""
-        return len(self._vocabulary.words)
-
-    @property
-    def special_tokens(self) -> int:
-        """How many tokens the server's tokenizer adds to a text."""
-        return self._vocabulary.special_tokens
-
-    @property
-    def special_tokens_before(self) -> int:
-        """How many of these stand before the text."""
-        return len(self._vocabulary.before)
-
-    def prompt(self, words: Words) -> Prompt:
-        """Return the prompt with these words."""
-        return self._vocabulary.prompt(words)
 
 
 class _Probe:

@@ -17,20 +17,20 @@ import numpy as np
 from loadgen.workloads.contents import LEAST_VOCABULARY, Words
 from loadgen.workloads.errors import PromptError
 from loadgen.workloads.plan import Prompt
-from loadgen.workloads.prompts import Vocabulary
+from loadgen.workloads.prompts import Vocabulary, WordSource
 
 _MARK = "\u0120\u2581"  # how byte-level and sentence-piece vocabularies write the space before a word
 _MARKED = re.compile(f"[{_MARK}]([a-z]{{2,}})")
 _BARE = re.compile("([a-z]{2,})")
 
 
-class TokenizerSource:
+class TokenizerSource(WordSource):
     """Prompts by a tokenizer of the `transformers` library (or one that is called and answers alike)."""
 
     def __init__(self, tokenizer: Any, name: str) -> None:
         self._tokenizer = tokenizer
         self._name = name
-        self._vocabulary = self._find_words()
+        super().__init__(self._find_words())
 
     @classmethod
     def load(cls, name: str) -> Self:
@@ -49,24 +49,9 @@ class TokenizerSource:
             raise PromptError(f"cannot load the tokenizer {name!r}: {reason}. Give a folder or a hub id.") from error
         return cls(tokenizer, name)
 
-    @property
-    def vocabulary(self) -> int:
-        """How many words there are."""
-        return len(self._vocabulary.words)
-
-    @property
-    def special_tokens(self) -> int:
-        """How many tokens the tokenizer adds to a text."""
-        return self._vocabulary.special_tokens
-
-    @property
-    def special_tokens_before(self) -> int:
-        """How many of these stand before the text."""
-        return len(self._vocabulary.before)
-
     def prompt(self, words: Words) -> Prompt:
         """Return the prompt with these words, tokenised to see that it is right."""
-        prompt = self._vocabulary.prompt(words)
+        prompt = super().prompt(words)
         found = self._encode([prompt.text or ""], special=True)[0]
         if tuple(found) != prompt.token_ids:
             raise PromptError(

@@ -36,7 +36,7 @@ from runtime.engine.spares import SpareStages
 from runtime.engine.stage_process import PoolBinding
 from runtime.layout import LOCAL_NODE, Layout
 from runtime.migration.coordinator import ChangeEffects, Coordinator, Cost, Leases
-from runtime.migration.copy_pace import PacedCopy
+from runtime.migration.copy_pace import HURRIED, PacedCopy, PaceRule
 from runtime.migration.errors import ChangeRefused, ChangeUnneeded, NotMovableError
 from runtime.migration.journal import Journal
 from runtime.migration.protocol import Carry, Failed
@@ -235,11 +235,12 @@ class Pipeline(ChangeEffects):
             )
         return target
 
-    def prepare(self, target: Layout, cost: Cost) -> int:
+    def prepare(self, target: Layout, cost: Cost, *, awaited: bool) -> int:
         """Bring up the new stages of `target` beside the serving ones, keep the others; return the chain's epoch."""
         old = self._assembly
         self._stopped = False
-        self._paced, self._copied_is_mapped = PacedCopy(self.dispatcher.rhythm), False
+        self._paced = PacedCopy(self.dispatcher.rhythm, HURRIED if awaited else PaceRule())
+        self._copied_is_mapped = False
         self._reserve(old.layout, target)
         reusable = {role_of(old.layout, rank): stage for rank, stage in enumerate(old.stages)}
         assembly = self._target = Assembly(target, [])

@@ -113,8 +113,11 @@ class ChangeEffects(Protocol):
         An empty `text`, and None for the precision, mean those that serve.
         """
 
-    def prepare(self, target: Layout, cost: Cost) -> int:
-        """Start, load, bind and connect the stages of `target`, and probe their chain; return its epoch."""
+    def prepare(self, target: Layout, cost: Cost, *, awaited: bool) -> int:
+        """Start, load, bind and connect the stages of `target`, and probe their chain; return its epoch.
+
+        `awaited`: a function waits for the end of the change, and cannot wait for long.
+        """
 
     def copy_stale(self, cost: Cost) -> CopyRound:
         """Copy what is stale of the moving layers, once."""
@@ -420,7 +423,7 @@ class Coordinator:
                     if change.machine.step is not Step.PREPARE:
                         return  # stopped before it began
                     clock = time.perf_counter()
-                    change.epoch = effects.prepare(change.machine.target, change.cost)
+                    change.epoch = effects.prepare(change.machine.target, change.cost, awaited=change.move is not None)
                     self._tell_stages(change, "stage prepared", change.machine.target, change.machine.source, clock)
                     events.put(ChainReady())
                 case CopyStale():

@@ -68,6 +68,10 @@ class PaceRule:
         return max(floor, pace * (self.slower if now_s > usual_s * (1 + self.tolerance) else self.faster))
 
 
+HURRIED = PaceRule(longest_s=10.0)
+"""For a change whose end somebody waits for, such as a function that has 25 s to go."""
+
+
 class Copy(Protocol):
     """What is paced: rounds that may be told how fast to be while they run."""
 
@@ -98,8 +102,8 @@ class PacedCopy:
 
     """
 
-    def __init__(self, answers: Answers, rule: PaceRule | None = None, period_s: float = 0.5) -> None:
-        self._answers, self._rule, self._period_s = answers, rule or PaceRule(), period_s
+    def __init__(self, answers: Answers, rule: PaceRule, period_s: float = 0.5) -> None:
+        self._answers, self._rule, self._period_s = answers, rule, period_s
         self._usual_s = answers.undisturbed_s(_USUAL_OF_S)
         self._pace: float | None = None
         self._stale_bytes, self._stale_per_s = 0, 0.0

@@ -18,7 +18,7 @@ from intents.planning import plan_sentence, same_effect
 from intents.translation.answer import answer_schema
 from intents.translation.openai import OpenAITranslator
 from intents.translation.snapshot import take_snapshot
-from intents.translators import WITNESS
+from intents.translators import witness
 
 if TYPE_CHECKING:
     from loadgen.server import ServerProcess
@@ -49,10 +49,10 @@ async def test_the_engine_holds_the_model_to_the_form_of_an_intent(server: Serve
 @pytest.mark.parametrize("sentence", SENTENCES)
 async def test_nothing_that_only_a_weak_model_understood_is_enforced(server: ServerProcess, sentence: str) -> None:
     model = OpenAITranslator(f"{server.base_url}/v1", unions=union_members(), rounds=1, max_tokens=120, timeout_s=250)
-    plan = plan_sentence(sentence, CLINIC, model, witness=WITNESS)
+    plan = plan_sentence(sentence, CLINIC, model, witness=witness())
     assert plan.tokens > 0
     if plan.refusal is None and not plan.needs_confirmation:
-        witnessed = WITNESS.translate(sentence, CLINIC).intent
+        witnessed = witness().translate(sentence, CLINIC).intent
         assert witnessed is not None
         assert plan.intent is not None
         assert same_effect(plan.intent, witnessed, CLINIC)

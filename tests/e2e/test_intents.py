@@ -1,8 +1,13 @@
-"""I5 with a real engine: two node runtimes, a head, and a guard whose intents keep one of the nodes out."""
+"""I5 with a real engine: two node runtimes, a head, and a guard whose intents keep one of the nodes out.
+
+And what follows when a node in use becomes forbidden: `midstream intent watch` has the layers leave it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -15,9 +20,10 @@ from loadgen.node_processes import Machine, enrol, node_runtimes
 from loadgen.server import ServerProcess, free_port
 from tests.e2e.test_nodes import Cluster
 from tests.integration.functions.guard import IN_EU, TOKEN, GuardService
+from tests.integration.functions.process import FunctionProcess
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="session")]
 
@@ -43,6 +49,51 @@ class GuardedCluster(Cluster):
         answers = asyncio.create_task(self.answers())
         await self.until("computing", lambda state: state["counters"]["batches"] > before)
         return answers
+
+    def intent(self, command: str, *options: str) -> tuple[str, ...]:
+        """Return a command line of `midstream intent` about this pipeline."""
+        site = ("-i", str(self.folder / "inventory.yaml"), "--state", str(self.folder / "intents"))
+        return (*COMMAND, "intent", command, *site, "--head", str(self.http.base_url), "--here", "head", *options)
+
+    async def run(self, *command: str) -> tuple[int | None, str]:
+        """Run a command to its end; returns its exit code and what it printed."""
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        async with asyncio.timeout(DEADLINE_S):
+            told, _ = await process.communicate()
+        return process.returncode, told.decode()
+
+
+@contextlib.asynccontextmanager
+async def watching(*command: str) -> AsyncIterator[asyncio.Queue[dict[str, Any]]]:
+    """Run `midstream intent watch`; yields the lines that it prints, as they come."""
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
+    assert process.stdout is not None
+    lines: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    async def read(stdout: asyncio.StreamReader) -> None:
+        async for line in stdout:
+            lines.put_nowait(json.loads(line))
+
+    reading = asyncio.create_task(read(process.stdout))
+    try:
+        yield lines
+    finally:
+        process.kill()
+        await process.wait()
+        await reading
+
+
+@contextlib.contextmanager
+def reconfigure_function(cluster: GuardedCluster) -> Iterator[str]:
+    """Serve the function that takes requests for a layout; yields its address."""
+    settings = {"MIDSTREAM_ENDPOINT": str(cluster.http.base_url), "MIDSTREAM_PIPELINE": "default"}
+    function = FunctionProcess.start("reconfigure", free_port(), cluster.folder / "reconfigure.log", settings)
+    try:
+        yield function.wait_alive().url
+    finally:
+        function.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -113,6 +164,60 @@ async def test_an_intent_that_comes_during_a_change_aborts_it_and_no_stream_noti
     assert report["bytes_moved"] == 0
     assert await answers == undisturbed
     assert (await cluster.status())["layers"] == before
+
+
+async def test_layers_leave_a_node_that_loses_its_label_under_a_stream_and_the_intents_hold_again(
+    cluster: GuardedCluster,
+) -> None:
+    cluster.guard.move("edge-2", "FR")
+    await cluster.until("taken in", lambda state: "edge-2" in state["spare_stages"])
+    undisturbed = await cluster.answers()
+    changes = {entry["subject"] for entry in await cluster.story("planned")}
+    assert (await cluster.run(*cluster.intent("check")))[0] == 0
+    with reconfigure_function(cluster) as function:
+        async with (
+            asyncio.timeout(DEADLINE_S),
+            watching(*cluster.intent("watch", "--every", "0.2", "--broker", function)) as lines,
+        ):
+            answers = await cluster.under_load()
+            cluster.guard.move("edge-1", "US")
+            told = [await lines.get()]
+            while "settled" not in told[-1]:
+                told.append(await lines.get())
+    assert [next(iter(line)) for line in told] == ["violated", "requested", "moved", "settled"], told
+    violated, requested, moved, settled = told
+    assert (violated["violated"], requested["intents"], settled["settled"]) == (
+        "eu-only",
+        ["eu-only"],
+        "re-established",
+    )
+    assert "why" not in requested, requested
+    assert (requested["to"], moved["to"]) == ("15@edge-2,15", "15@edge-2,15")
+    assert 0 < settled["detect_s"] < settled["compliant_s"]
+    assert await answers == undisturbed
+    state = await cluster.status()
+    assert (state["layers"], {stage["node"] for stage in state["stages"]}) == ("15@edge-2,15", {"edge-2", "local"})
+    (change,) = {entry["subject"] for entry in await cluster.story("planned")} - changes
+    assert (change, state["last_change"]["request"]) == (moved["change"], requested["request"])
+    assert state["last_change"]["bytes_moved"] == 0  # what lay on the forbidden node stayed there
+    assert (await cluster.run(*cluster.intent("check")))[0] == 0
+
+
+async def test_where_no_node_is_left_it_is_told_that_the_pipeline_goes_on_where_it_must_not(
+    cluster: GuardedCluster,
+) -> None:
+    before = await cluster.status()
+    for node in ("head", "edge-2"):
+        cluster.guard.move(node, "US")
+    code, told = await cluster.run(*cluster.intent("watch", "--once"))
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert code == 2
+    assert not any("requested" in line or "settled" in line for line in lines), lines
+    assert lines[-1]["violated"] == "eu-only"
+    assert "default goes on running on edge-2, head, as it cannot be moved: no node" in lines[-1]["reason"]
+    assert (await cluster.status())["layers"] == before["layers"]
+    for node in ("head", "edge-2"):
+        cluster.guard.move(node, "FR")
 
 
 async def test_without_the_guard_the_pipeline_serves_on_and_nothing_moves(cluster: GuardedCluster) -> None:

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 import torch
 
-from loadgen.gpu_process import WorkerProcess
+from loadgen.benchmarks.device_process import WorkerProcess
 from runtime.warm.device_pool import DevicePool, PoolHandle
 from runtime.warm.devices import CudaDevice, DevicePoolError
 from tests.unit.runtime.warm.device_pools import (

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from loadgen.gpu_bench import DeviceOptions, run
+from loadgen.benchmarks.device import DeviceOptions, run
 from runtime.warm.devices import CudaDevice
 
 pytestmark = pytest.mark.gpu

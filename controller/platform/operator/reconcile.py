@@ -17,6 +17,7 @@ import msgspec
 from controller.platform.llm_pipeline import API_VERSION, DEFAULT_STAGES, KIND, InvalidPipeline, LLMPipeline
 from controller.platform.operator import plan
 from controller.platform.operator.apply import PIPELINE, Outdated, Rejected
+from controller.platform.operator.facts import PIPELINE_LABEL, ROLE_LABEL
 from controller.platform.operator.head import HeadAway, HeadClient, HeadReport
 from controller.platform.operator.placement import Unplaced, layout_text, place
 from controller.platform.operator.render import start_of, start_spec
@@ -181,7 +182,7 @@ class Reconciler:
 
     def _write_status(self, body: Object, status: Object, look: Look) -> None:
         before = body.get("status") or {}
-        status = {**status, "selector": f"midstream.dev/pipeline={body['metadata']['name']},midstream.dev/role=stage"}
+        status = {**status, "selector": f"{PIPELINE_LABEL}={body['metadata']['name']},{ROLE_LABEL}=stage"}
         look.notes += _transitions(before, status)
         if status == before:
             return

@@ -31,6 +31,7 @@ from intents.live_midstream import MidstreamSource
 from intents.model.intent import PrivacyIntent
 from intents.planning import plan_intent, plan_sentence
 from intents.store import IntentStore
+from intents.translators import witness
 from runtime.events.catalogue import IntentDecided, Type
 from runtime.events.envelope import EventError, InvalidData, make
 from runtime.events.from_journal import source_of
@@ -40,7 +41,6 @@ from runtime.head.event_function import EventFunction, SettingsError, TryAgain
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from intents.live_midstream import RunningPipeline
     from intents.model.inventory import Inventory
     from intents.planning import Plan
     from intents.translation.interface import Translator
@@ -67,11 +67,9 @@ def new() -> Intent:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         settings = read_intent_settings(os.environ)
-        from intents.translators import WITNESS  # reads a lot of data
-
         publisher = Publisher.from_environment(os.environ, settings.pipeline, "intents")
         publish = publisher.publish if publisher else _tell_nobody
-        return Intent(settings, WITNESS, _targets(settings), publish, _head(settings))
+        return Intent(settings, witness(), _targets(settings), publish, _head(settings))
     except (SettingsError, PublisherError, IntentsError) as error:
         raise SystemExit(str(error)) from error
 
@@ -82,10 +80,10 @@ def _targets(settings: IntentSettings) -> Enforcer:
     return Targets(onos=settings.onos, openflow=settings.openflow, kubernetes=settings.kubernetes, folder=settings.out)
 
 
-def _head(settings: IntentSettings) -> Callable[[], RunningPipeline] | None:
+def _head(settings: IntentSettings) -> MidstreamSource | None:
     if settings.endpoint is None:
         return None
-    return MidstreamSource(settings.endpoint, settings.pipeline, settings.here).read
+    return MidstreamSource(settings.endpoint, settings.pipeline, settings.here)
 
 
 def _tell_nobody(event: Event) -> None:
@@ -100,7 +98,7 @@ class Intent(EventFunction):
         translator: Understands sentences; its word is enough.
         enforcer: Makes plans real.
         publish: Takes events that are no answers.
-        ask_head: Reads the running pipeline; None: the inventory has it.
+        head: Has the running pipeline; None: the inventory has it.
     """
 
     def __init__(
@@ -109,15 +107,16 @@ class Intent(EventFunction):
         translator: Translator,
         enforcer: Enforcer,
         publish: Callable[[Event], None] = _tell_nobody,
-        ask_head: Callable[[], RunningPipeline] | None = None,
+        head: MidstreamSource | None = None,
     ) -> None:
         super().__init__(settings.pipeline, [Type.INTENT_SUBMITTED])
         self._translator = translator
         self._store = IntentStore(settings.state)
         self._memory = Memory(settings.state / "answers")
-        self._house = House(settings.inventory, self._store, enforcer, ask_head)
+        self._house = House(settings.inventory, self._store, enforcer, None if head is None else head.read)
         self._publish = publish
-        self.watch = Watch(Watched(self._house, settings.pipeline, publish), settings.watch_s)
+        watched = Watched(self._house, settings.pipeline, publish, head if settings.move else None)
+        self.watch = Watch(watched, settings.watch_s)
         self._watches = settings.watch_s > 0
 
     def start(self, cfg: Mapping[str, str]) -> None:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from intents.compilation.compiled import Compiled
-from intents.live_midstream import HeadAway, merged
-from intents.model.addressing import addressing
+from intents.live_midstream import HeadAway, merged, with_stages
 from intents.model.inventory import read_inventory
-from intents.planning import plan_all
+from intents.planning import enforced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from intents.compilation.compiled import Compiled
     from intents.live_midstream import RunningPipeline
     from intents.model.intent import PrivacyIntent
     from intents.model.inventory import Inventory
     from intents.proof.observed import Observed
     from intents.store import IntentStore
-
-NOTHING = Compiled()
 
 
 class Enforcer(Protocol):
@@ -52,7 +49,7 @@ class House:
     ) -> None:
         self.store, self.enforcer = store, enforcer
         self._file, self._ask_head = inventory, ask_head
-        self._running: RunningPipeline | None = None
+        self.running: RunningPipeline | None = None
         self._last: tuple[tuple[PrivacyIntent, ...], Compiled] | None = None  # by the intents that it is for
 
     def inventory(self) -> Inventory:
@@ -66,15 +63,16 @@ class House:
         snapshot = read_inventory(self._file)
         if self._ask_head is not None:
             try:
-                self._running = self._ask_head()
+                self.running = self._ask_head()
             except HeadAway:
-                if self._running is None:
+                if self.running is None:
                     return snapshot
-        return snapshot if self._running is None else merged(snapshot, [self._running])
+        return snapshot if self.running is None else merged(snapshot, [self.running])
 
     def observe(self) -> Observed:
         """Read what runs and what is installed; raises IntentsError."""
-        return self.enforcer.observe(self.inventory())
+        snapshot = self.inventory()
+        return with_stages(self.enforcer.observe(snapshot), snapshot, self.running)
 
     def enforced(self, active: Sequence[PrivacyIntent], snapshot: Inventory) -> Compiled:
         """Return what is enforced for these intents; nothing, where that cannot be told: all is then told anew.
@@ -82,8 +80,7 @@ class House:
         What others have made active meanwhile, they have enforced.
         """
         if self._last is None or self._last[0] != _by_name(active):
-            compiled = plan_all(active, snapshot).compiled if active else None
-            self._last = _by_name(active), compiled or NOTHING
+            self._last = _by_name(active), enforced(active, snapshot)
         return self._last[1]
 
     def enforce(
@@ -92,12 +89,6 @@ class House:
         """Go from what is enforced for `active` to `new`, which `intents` come to; raises EnforcementError."""
         self.enforcer.enforce(new, self.enforced(active, snapshot), snapshot, intents)
         self._last = _by_name(intents), new
-
-    @staticmethod
-    def addresses(snapshot: Inventory) -> dict[str, str]:
-        """Return the addresses of nodes and workloads, by name."""
-        found = addressing(snapshot)
-        return {**found.node_ip, **found.workload_ip}
 
 
 def _by_name(intents: Sequence[PrivacyIntent]) -> tuple[PrivacyIntent, ...]:

@@ -31,6 +31,7 @@ class IntentSettings:
         kubernetes: Enforce in the cluster of the current context.
         out: Folder to write manifests and flow rules to.
         watch_s: Seconds between two looks at whether intents hold; 0: never.
+        move: Whether the pipeline's layers are moved off nodes that they must leave, or that is only told.
     """
 
     pipeline: str
@@ -43,6 +44,7 @@ class IntentSettings:
     kubernetes: bool = False
     out: Path | None = None
     watch_s: float = DEFAULT_WATCH_S
+    move: bool = True
 
 
 def read_intent_settings(environment: Mapping[str, str]) -> IntentSettings:
@@ -63,9 +65,10 @@ def read_intent_settings(environment: Mapping[str, str]) -> IntentSettings:
         here=environment.get("MIDSTREAM_HERE") or None,
         onos=environment.get("MIDSTREAM_ONOS") or None,
         openflow=_path(environment, "MIDSTREAM_OPENFLOW"),
-        kubernetes=_truth(environment, "MIDSTREAM_KUBERNETES"),
+        kubernetes=_truth(environment, "MIDSTREAM_KUBERNETES", "false"),
         out=_path(environment, "MIDSTREAM_INTENT_OUT"),
         watch_s=_seconds(environment, "MIDSTREAM_WATCH_SECONDS", DEFAULT_WATCH_S),
+        move=_truth(environment, "MIDSTREAM_MOVE", "true"),
     )
 
 
@@ -73,8 +76,8 @@ def _path(environment: Mapping[str, str], name: str) -> Path | None:
     return Path(os.path.expanduser(environment[name])) if environment.get(name) else None
 
 
-def _truth(environment: Mapping[str, str], name: str) -> bool:
-    text = environment.get(name) or "false"
+def _truth(environment: Mapping[str, str], name: str, default: str) -> bool:
+    text = environment.get(name) or default
     if text not in {"true", "false"}:
         raise SettingsError(f"{name} is {text!r}, but must be true or false")
     return text == "true"

@@ -1,8 +1,9 @@
 """Keeps looking whether the active intents hold, makes them hold again or fails closed, and tells the world.
 
 The state machine is `intents.proof.drift`; here is what it looks at and changes. Whatever it takes away are rules of
-the plan that was enforced; rules of others stay. Where a stage of a running pipeline has to move, it is told, as
-`dev.midstream.intent.violated`; moving it is up to whoever decides about the pipeline's layout.
+the plan that was enforced; rules of others stay. Where layers of the running pipeline have to move, that is asked for
+as `dev.midstream.reconfiguration.requested` (`intents.mover`) when the intents are planned for anew; what cannot be
+moved goes on where it is, and that is told as `dev.midstream.intent.violated` once more.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from intents.errors import EnforcementError
+from intents.model.addressing import addressing
+from intents.mover import Mover, still_there
 from intents.planning import plan_all
 from intents.proof.closing import flows_that_stay
 from intents.proof.drift import event_data
@@ -25,7 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from function.house import House
+    from intents.live_midstream import RunningPipeline
     from intents.model.intent import PrivacyIntent
+    from intents.mover import Head, Told
+    from intents.moves import Move
     from intents.proof.drift import Violated
     from intents.proof.observed import Observed
     from intents.proof.report import Check
@@ -41,10 +48,12 @@ class Watched:
         house: What is looked at and changed.
         pipeline: Whose intents these are.
         publish: Takes events.
+        head: Moves the pipeline's layers; None: that is up to others.
     """
 
-    def __init__(self, house: House, pipeline: str, publish: Callable[[Event], None]) -> None:
+    def __init__(self, house: House, pipeline: str, publish: Callable[[Event], None], head: Head | None = None) -> None:
         self._house, self._pipeline, self._publish = house, pipeline, publish
+        self._mover = None if head is None else Mover(head, self._request, self._told)
 
     def intents(self) -> Sequence[PrivacyIntent]:
         """Return the active intents."""
@@ -55,7 +64,17 @@ class Watched:
         return self._house.observe()
 
     def replan(self) -> bool:
-        """Enforce what the active intents come to now."""
+        """Enforce what the active intents come to now: routes, then the pipeline's layers, then routes to these."""
+        planned = self._enforce_plan()
+        if self._mover is None:
+            return planned
+        moved = self._mover.move(self._look)
+        return self._enforce_plan() if moved else planned and moved is None
+
+    def _look(self) -> tuple[Observed, Sequence[PrivacyIntent], RunningPipeline | None]:
+        return self.observe(), self.intents(), self._house.running
+
+    def _enforce_plan(self) -> bool:
         with self._house.store.locked():
             active, snapshot = self.intents(), self._house.inventory()
             plan = plan_all(active, snapshot)
@@ -65,12 +84,13 @@ class Watched:
         return True
 
     def close(self, checks: Sequence[Check]) -> None:
-        """Take away the flow rules that these checks failed for."""
+        """Take away the flow rules that these checks failed for; raises EnforcementError for stages that stay."""
         with self._house.store.locked():
             active, snapshot = self.intents(), self._house.inventory()
             enforced = self._house.enforced(active, snapshot)
-            stay = tuple(flows_that_stay(checks, self._house.addresses(snapshot), enforced.flows))
+            stay = tuple(flows_that_stay(checks, addressing(snapshot).ip, enforced.flows))
             self._house.enforce(replace(enforced, flows=stay), snapshot, active, active)
+        still_there(self._house.running, checks)
 
     def violated(self, violated: Violated) -> None:
         """Tell that an intent does not hold."""
@@ -80,6 +100,19 @@ class Watched:
         except EventError:
             _log.exception("a violation of %s cannot be told", violated.intent)
         _log.warning("intent %s does not hold: %s", violated.intent, violated.reason)
+
+    def _request(self, move: Move) -> None:
+        """Publish the request for a layout."""
+        try:
+            event = make(Type.RECONFIGURATION_REQUESTED, move.source, self._pipeline, dict(move.data), id=move.id)
+        except EventError as error:
+            raise EnforcementError(str(error)) from error
+        self._publish(replace(event, extensions=move.extensions))
+
+    def _told(self, told: Told) -> None:
+        _log.warning("%s", told.as_dict())
+        for violated in told.violations:
+            self.violated(violated)
 
 
 class Watch:
@@ -103,6 +136,9 @@ class Watch:
     def look(self) -> None:
         """Look once, now."""
         self._loop.step()
+        for each in self._loop.settled:
+            _log.warning("%s: found after %.3f s, over after %.3f s", each.how, each.detect_s, each.compliant_s)
+        self._loop.settled.clear()
 
     def end(self) -> None:
         """Look no more."""

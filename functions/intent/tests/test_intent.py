@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -14,7 +14,7 @@ from function.settings import IntentSettings, read_intent_settings
 
 from intents.compilation.compiled import Compiled
 from intents.errors import EnforcementError, IntentsError
-from intents.live_midstream import HeadAway, RunningPipeline
+from intents.live_midstream import Change, HeadAway, LayoutRefused, RunningPipeline
 from intents.model.intent import IntentMetadata, IntentSpec, PlacementRule, PrivacyIntent
 from intents.model.inventory import Inventory
 from intents.model.predicate import term
@@ -92,9 +92,9 @@ class Bench:
         self.enforcer, self.published = FakeEnforcer(), list[Event]()
         self.function = self.start()
 
-    def start(self) -> Intent:
-        settings = IntentSettings(pipeline="smollm", inventory=self.inventory, state=self.state, watch_s=0.0)
-        return Intent(settings, FakeTranslator(), self.enforcer, self.published.append)
+    def start(self, head: Any = None, **settings: Any) -> Intent:
+        made = IntentSettings(pipeline="smollm", inventory=self.inventory, state=self.state, watch_s=0.0, **settings)
+        return Intent(made, FakeTranslator(), self.enforcer, self.published.append, head)
 
     def write(self, inventory: dict[str, Any]) -> None:
         self.inventory.write_text(yaml.safe_dump(inventory))
@@ -312,18 +312,113 @@ class TestWatching:
         assert house.observe().placement["smollm-stage-0"] == ("edge-2",)
 
 
+class FakeHead:
+    """A pipeline of two stages; the layout that is asked for serves at once."""
+
+    def __init__(self) -> None:
+        self.running = RunningPipeline(
+            "smollm", ("edge-1", "edge-2"), 1, layers=(15, 15), there=frozenset({"edge-1", "edge-2"})
+        )
+        self.asked: list[tuple[str, str]] = []
+        self.refusal: LayoutRefused | None = None
+
+    def read(self) -> RunningPipeline:
+        return self.running
+
+    def ask_for(self, layers: str, key: str) -> Change:
+        self.asked.append((layers, key))
+        if self.refusal is not None:
+            raise self.refusal
+        self.running = RunningPipeline("smollm", ("edge-1",), 2, layers=(30,), there=self.running.there)
+        return Change(id="change-1", state="committed")
+
+
+class TestMoving:
+    """Layers of the running pipeline leave a node that an intent forbids."""
+
+    HEALTHY: ClassVar[dict[str, Any]] = INVENTORY | {
+        "workloads": [{"name": "smollm", "node": "edge-1", "labels": {"midstream.dev/data": "health"}}]
+    }
+
+    @pytest.fixture
+    def head(self, bench) -> FakeHead:
+        bench.write(self.HEALTHY)
+        rules = (PlacementRule(nodes=term(JURISDICTION, "DE")),)
+        specs = (IntentSpec(subjects=HEALTH, placement=rules),)
+        store = IntentStore(bench.state)
+        with store.locked():
+            store.put(PrivacyIntent(metadata=IntentMetadata(name="home"), specs=specs))
+        return FakeHead()
+
+    def test_the_request_is_published_and_the_head_asked_with_its_key(self, bench, head):
+        bench.start(head).watch.look()
+        violated, requested = bench.published
+        assert [str(each.type) for each in bench.published] == [
+            "dev.midstream.intent.violated",
+            "dev.midstream.reconfiguration.requested",
+        ]
+        assert requested.data == {"pipeline": "smollm", "layers": "30@edge-1", "method": "recompute"}
+        assert (requested.extensions["intent"], "edge-2" in requested.extensions["reason"]) == ("home", True)
+        assert head.asked == [("30@edge-1", requested.key)]
+        assert "edge-2" in violated.data["reason"]
+
+    def test_stages_count_where_the_enforcer_says_what_else_runs(self, bench, head, monkeypatch):
+        def only_pods(inventory: Inventory) -> Observed:
+            return Observed({}, (), Inventory(nodes=inventory.nodes), inventory.version)
+
+        monkeypatch.setattr(bench.enforcer, "observe", only_pods)
+        house = House(bench.inventory, IntentStore(bench.state), bench.enforcer, head.read)
+        assert house.observe().placement == {"smollm-stage-0": ("edge-1",), "smollm-stage-1": ("edge-2",)}
+
+    def test_how_long_it_took_is_logged(self, bench, head, caplog):
+        bench.start(head).watch.look()
+        assert caplog.messages[-1].startswith("re-established: found after 0.")
+
+    def test_once_it_has_moved_nothing_more_is_asked(self, bench, head):
+        function = bench.start(head)
+        for _ in range(3):
+            function.watch.look()
+        assert (len(head.asked), len(bench.published)) == (1, 2)
+
+    def test_an_instance_that_starts_anew_makes_the_same_request(self, bench, head):
+        head.refusal = LayoutRefused("the intents forbid it", "forbidden")
+        for _ in range(2):
+            bench.start(head).watch.look()
+        assert head.asked[0] == head.asked[1]
+
+    def test_what_cannot_be_moved_is_told_as_a_violation_that_says_what_goes_on(self, bench, head, caplog):
+        head.refusal = LayoutRefused("the intents forbid it", "forbidden")
+        function = bench.start(head)
+        for _ in range(3):
+            function.watch.look()
+        assert [str(each.type).rpartition(".")[2] for each in bench.published] == ["violated", "requested", "violated"]
+        told = bench.published[-1].data
+        assert told["reason"].startswith(
+            "smollm goes on running on edge-2, as it cannot be moved: the intents forbid it"
+        )
+        assert (told["intent"], told["objects"]) == ("home", ["smollm", "edge-2"])
+        assert not any(message.startswith("closed") for message in caplog.messages)  # it is not
+
+    def test_where_moving_is_off_it_is_only_told(self, bench, head):
+        bench.start(head, move=False).watch.look()
+        assert head.asked == []
+        assert [str(each.type) for each in bench.published] == ["dev.midstream.intent.violated"]
+
+
 GOOD = {"MIDSTREAM_PIPELINE": "smollm", "MIDSTREAM_INVENTORY": "/inventory.yaml"}
 
 
 class TestSettings:
     def test_what_must_be_told(self):
         read = read_intent_settings(GOOD)
-        assert (read.pipeline, read.inventory, read.endpoint, read.watch_s) == (
+        assert (read.pipeline, read.inventory, read.endpoint, read.watch_s, read.move) == (
             "smollm",
             Path("/inventory.yaml"),
             None,
             10.0,
+            True,
         )
+        assert not read_intent_settings({**GOOD, "MIDSTREAM_MOVE": "false"}).move
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -332,6 +427,7 @@ class TestSettings:
             ("MIDSTREAM_INVENTORY", ""),
             ("MIDSTREAM_ENDPOINT", "http://127.0.0.1:x"),
             ("MIDSTREAM_KUBERNETES", "perhaps"),
+            ("MIDSTREAM_MOVE", "perhaps"),
             ("MIDSTREAM_WATCH_SECONDS", "-1"),
             ("MIDSTREAM_WATCH_SECONDS", "soon"),
             ("MIDSTREAM_WATCH_SECONDS", "nan"),

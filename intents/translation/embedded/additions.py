@@ -42,7 +42,15 @@ class Additions(Predicates, ABC):
                 for end, groups in self._others(last):
                     yield end, (_repeated(groups, "negative" if negated else "positive"),)
 
+    def _own_traffic(self, first: int) -> Iterator[tuple[int, tuple[Group, ...]]]:
+        """Read `its traffic`, to which the rule about the place may be extended."""
+        for end, groups in self._p.list(first):
+            owners = [owner for each in groups if each.ends is not None for owner in each.ends.owner]
+            if len(groups) == 1 and groups[0].kind == "traffic" and [each.kind for each in owners] == ["pronoun"]:
+                yield end, groups
+
     def _others(self, first: int) -> Iterator[tuple[int, tuple[Group, ...]]]:
+        yield from self._own_traffic(first)
         for end, groups in self._p.list(first):
             if all((each.kind or "") in WORKLOADS and each.quantifier in {"", "all", "any"} for each in groups):
                 yield end, tuple(replace(each, quantifier="") for each in groups)

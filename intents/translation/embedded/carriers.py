@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import refused
 from intents.translation.embedded.limits import is_single
 from intents.translation.embedded.lists import WORKLOADS
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.tree import Clause, Complement, Ends, Everything, Group, Join, Verb
 
 CARRIERS = frozenset({"node", "switch", "link", "network", "place"})
@@ -97,7 +97,8 @@ def used(clause: Clause) -> Clause:
     if (not _carriers(clause) and not ended) or bare or len(clause.verbs) != 1:
         return clause
     verb = clause.verbs[0]
-    is_used = verb.passive and verb.kind in _USED
+    excluded = verb.kind == "excluded" and not clause.negated
+    is_used = excluded or (verb.passive and verb.kind in _USED)
     none = all(group.quantifier == "none" for group in clause.subject)
     only = clause.subject_only or clause.only or any(each.only for each in clause.complements)
     stated = verb.kind in _STATES or verb.lemma == "be"
@@ -120,7 +121,9 @@ def used(clause: Clause) -> Clause:
         only=False,
         negated=clause.negated or none,
         modal="must" if only else clause.modal,
-        verbs=(replace(verb, passive=False) if is_used else Verb("use", "use"),),
+        verbs=(
+            Verb("avoid", "avoid") if excluded else replace(verb, passive=False) if is_used else Verb("use", "use"),
+        ),
         complements=(Complement("object", groups, only=only), *rest),
     )
 
@@ -132,6 +135,7 @@ def _agents(clause: Clause, *, ended: bool) -> tuple[tuple[Group, ...] | None, t
         ends = clause.subject[0].ends
         return (None, ()) if rest else ((Group(0, 0, "traffic", ends=ends),), ())
     by_role = {each.role: each for each in rest}
+    whom = {"by", "for"} | ({"to"} if clause.modal == "ban" and "from" not in by_role else set())
     for each in rest:
         others = tuple(other for other in rest if other is not each)
         if each.negated:
@@ -139,7 +143,9 @@ def _agents(clause: Clause, *, ended: bool) -> tuple[tuple[Group, ...] | None, t
         if each.role == "between":
             source, target = each.groups[:1], each.groups[1:] or each.groups[:1]
             return (Group(0, 0, "traffic", ends=Ends(source=source, target=target, mutual=True)),), others
-        if each.role in {"by", "for"} and each.groups and all(about(group) for group in each.groups):
+        if each.role == "on":  # "Between A and B, only encrypted links may be used"
+            return each.groups, others
+        if each.role in whom and each.groups and all(about(group) for group in each.groups):
             return each.groups, others
         if each.role == "in" and all(g.kind in {"network", "traffic"} and g.ends is not None for g in each.groups):
             return each.groups, others

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from intents.translation.embedded.additions import Additions
+from intents.translation.embedded.notes import Notes
 from intents.translation.embedded.openings import Openings
 from intents.translation.embedded.tokens import SPLITTERS
 from intents.translation.embedded.tree import Clause
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from intents.translation.embedded.predicates import Statement
 
 
-class Clauses(Additions, Openings):
+class Clauses(Additions, Openings, Notes):
     """Reads the clauses of one sentence."""
 
     def texts(self) -> Iterator[tuple[Clause, ...]]:
@@ -43,13 +44,21 @@ class Clauses(Additions, Openings):
         if depth > 12 or self._spent():
             return
         for last, clauses in self._statement(first, Clause()):
-            if last >= len(self._p.tokens) or self._p.mark(last, *SPLITTERS, ":") or self._p.tokens[last].starts_line:
+            if self._closes(last):
                 yield from self._rest(last, done + clauses, depth + 1)
+
+    def _closes(self, last: int) -> bool:
+        """Whether a statement may end here: before a full stop, a new line, or nothing but a `please`."""
+        p = self._p
+        filled = p.skip(last + 1, "FILLER", "HARD") if p.mark(last, ",") else last
+        if filled >= len(p.tokens) or (filled > last + 1 and p.mark(filled, *SPLITTERS)):
+            return True
+        return p.mark(last, *SPLITTERS, ":") or p.tokens[last].starts_line
 
     def _ends(self, first: int) -> int:
         while first < len(self._p.tokens):
             following = first + 1 if self._p.mark(first, *SPLITTERS, ",", ":") else first
-            following = self._p.skip(following, "FILLER") if following > first or first == 0 else following
+            following = self._p.skip(following, "FILLER", "HARD") if following > first or first == 0 else following
             if following > first:
                 for end, _ in self._p.lex(following, "AND", "BUT"):
                     following = end
@@ -106,6 +115,8 @@ class Clauses(Additions, Openings):
         if not verbal:
             yield from self._imperative(first, frame)
         yield from self._topic(first, frame)
+        if not (frame.negated or frame.only):
+            yield from self._noted(first, frame)
 
     def _own_statement(self, first: int, frame: Clause) -> Iterator[tuple[int, Statement]]:
         for each in (

@@ -33,6 +33,7 @@ _BOUNDS = frozenset(
         ("latency", "max"),
         ("latency", "bare"),
         ("latency", "over"),
+        ("latency", "to"),
         ("bandwidth", "min"),
         ("bandwidth", "bare"),
         ("bandwidth", "under"),
@@ -68,6 +69,8 @@ class Complements:
                     filled = last
             if filled > first and depth > 0:
                 found.append((filled, ()))
+            if filled > first and depth == 0 and self._p.mark(filled, ","):  # "run anywhere, but not in the US"
+                found += [each for each in self.all(filled, 1) if each[1] and each[1][0].negated]
             found.append((first, ()))
             found.sort(key=lambda each: -each[0])
             self._known[first, depth] = found[:24]
@@ -161,6 +164,9 @@ class Complements:
     def _plain(self, first: int) -> Iterator[tuple[int, Complement]]:
         p = self._p
         yield from self._measure(first)
+        for start, value in p.lex(p.skip(first, "DET"), "NOUN"):  # "a path through s1"
+            if value == "network" and p.lex(start, "VIA", "OUT", "WITHOUT"):
+                yield from (each for each in self._plain(start) if each[1].role in {"via", "out", "without"})
         for category, role in _ROLES.items():
             for start, _ in p.lex(first, category):
                 word = " ".join(token.norm for token in p.tokens[first:start])
@@ -215,6 +221,9 @@ class Complements:
         starts = [first]
         for last, each in self._quantity(first, "bare"):
             yield last, each
+        yield from self._wide(first)
+        for last, _ in p.lex(first, "INTO"):  # limit the latency to 20 ms
+            yield from self._quantity(last, "to")
         for category in ("BE", "WITH", "IN"):
             starts += [last for last, _ in p.lex(first, category)]
         starts += [p.skip(start, "DET") for start in starts if p.skip(start, "DET") > start]
@@ -223,6 +232,17 @@ class Complements:
             for begin in begins:
                 for last, value in p.lex(begin, "ATMOST", "ATLEAST", "BEYOND"):
                     yield from self._quantity(last, value)
+
+    def _wide(self, first: int) -> Iterator[tuple[int, Complement]]:
+        """Read `(over) links with a bandwidth of at least 1 Gbps`, `a path of at most 15 ms`."""
+        p = self._p
+        starts = [first, *(last for last, _ in p.lex(first, "VIA"))]
+        for start in starts:
+            for last, value in p.lex(p.skip(start, "DET", "QUANT"), "NOUN"):
+                for begin, _ in p.lex(last, "WITH", "OF") if value in {"link", "network"} else ():
+                    for end, each in self._measure(begin):
+                        if each.role in {"latency", "bandwidth"} and (value == "network" or each.role == "bandwidth"):
+                            yield end, each
 
     def _quantity(self, first: int, bound: str) -> Iterator[tuple[int, Complement]]:
         p = self._p

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from intents.translation.embedded.lists import WORKLOADS, bare_kind, flat
 from intents.translation.embedded.modifiers import Modifiers
 from intents.translation.embedded.senses import Areas, Cities, Named
-from intents.translation.embedded.tree import Join, Minus, Not, Said, Selector
+from intents.translation.embedded.tree import Everything, Join, Minus, Not, Said, Selector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -212,7 +212,15 @@ class Conditions(Modifiers, ABC):
             for end, _ in self.lex(last, "PARTICIPLE"):
                 starts += [(stop, role) for stop, role in self._place_words(end)]
             starts += self._place_words(last)
+            if kind in {"switch", "link", "network"}:  # no hop through the US
+                starts += [(end, False) for end, _ in self.lex(last, "VIA")]
         yield from self._placed(starts)
+        for start, _ in self.lex(last, "IN", "OF") if kind in WORKLOADS else ():  # everything in the advisor pipeline
+            for end, groups in self.list(start):
+                one = groups[0]
+                labelled = one.kind == "generic" and not isinstance(one.selector, Everything) and one.ends is None
+                if len(groups) == 1 and labelled and not one.quantifier and not _is_name(one.selector):
+                    yield end, one.selector
         for start, _ in self.lex(last, "NOTOF"):
             for end, groups in self.list(start):
                 if len(groups) == 1 and groups[0].kind is None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from intents.knowledge.base import knowledge
 from intents.model.refusal import Refusal, RefusalKind
-from intents.translation.embedded.lexicon import lexicon, verb_class
+from intents.translation.embedded.lexicon import lexicon
 from intents.translation.embedded.senses import Named
+from intents.translation.embedded.verbs import is_move
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,9 +35,14 @@ def diagnose(tokens: Sequence[Token], spotter: Spotter, vocabulary: Vocabulary) 
     mentioned = _mentioned(tokens, spotter)
     known = knowledge()
     language = lexicon()
+    entries = {
+        (first, last): language[tuple(token.norm for token in tokens[first:last])]
+        for first, last in _phrases(tokens, language)
+    }
     for first, last in _phrases(tokens, known.out_of_scope):
         said = tuple(token.norm for token in tokens[first:last])
-        if not all(index in mentioned for index in range(first, last)) and said not in language:
+        known_here = said in language or _inside(first, last, entries)
+        if not all(index in mentioned for index in range(first, last)) and not known_here:
             topic = known.out_of_scope[said]
             return Refusal(
                 RefusalKind.OUT_OF_SCOPE,
@@ -45,22 +51,18 @@ def diagnose(tokens: Sequence[Token], spotter: Spotter, vocabulary: Vocabulary) 
             )
     covered = set(mentioned)
     for first, last in _phrases(tokens, known.unclear):
-        if not any(index in mentioned for index in range(first, last)):
+        if not any(index in mentioned for index in range(first, last)) and not _inside(first, last, entries):
             why = known.unclear[tuple(token.norm for token in tokens[first:last])]
             return Refusal(
                 RefusalKind.AMBIGUOUS,
                 f"{_text(tokens, first, last)!r} is not clear: {why}",
                 "name the label that you mean",
             )
-    entries = {
-        (first, last): language[tuple(token.norm for token in tokens[first:last])]
-        for first, last in _phrases(tokens, language)
-    }
     for (first, last), each in entries.items():
         categories = {category for category, _ in each}
         if any(index in mentioned for index in range(first, last)):
             continue
-        if categories == {"WIDEN"}:
+        if categories == {"WIDEN"} and not _inside(first, last, entries):
             return Refusal(
                 RefusalKind.OUT_OF_SCOPE,
                 f"{_text(tokens, first, last)!r}: an intent only limits; it neither lifts rules nor gives permissions",
@@ -147,9 +149,10 @@ def _of_migration(tokens: Sequence[Token], start: int) -> bool:
     """Whether a condition is that of a migration, which is understood: `when it is migrated`."""
     ahead = [token.norm for token in tokens[start : start + 7]]
     return any(
-        category == "VERB" and verb_class()[value.partition(":")[0]] == "migrate"
-        for word in ahead
-        for category, value in lexicon().get((word,), ())
+        category == "VERB" and is_move(value.partition(":")[0])
+        for index, word in enumerate(ahead)
+        for said in ((word,), tuple(ahead[index : index + 2]))
+        for category, value in lexicon().get(said, ())
     )
 
 
@@ -169,8 +172,11 @@ def _unknown(tokens: Sequence[Token], unknown: Sequence[int], vocabulary: Vocabu
         name = "".join((each.glue if place else "") + each.text for place, each in enumerate(tokens[start:end]))
         kind = None
         for beside in (start - 1, end):
-            plural = 0 <= beside < len(tokens) and tokens[beside].norm.endswith("s")
-            if 0 <= beside < len(tokens) and not (beside == end and plural):
+            if not 0 <= beside < len(tokens):
+                continue
+            plural = tokens[beside].norm.endswith("s")
+            part = beside + 1 < len(tokens) and tokens[beside + 1].glue not in {" ", ""}  # of `stage-2`
+            if not plural and not part:
                 kind = kind or next(
                     (
                         _ELEMENTS[value]

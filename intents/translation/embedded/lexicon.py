@@ -2,11 +2,13 @@
 
 They stand in lexicon.yaml. What they *mean* is decided elsewhere; places, tiers and the like are knowledge, not
 language. An entry has a category and a value, and a phrase may have several entries. Every form is listed under its
-words, so that looking up is one dictionary access per length.
+words, so that looking up is one dictionary access per length. A phrase may list alternatives: `(in|during) a move`.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -48,10 +50,12 @@ def _entries(file: Any) -> Iterator[tuple[Words, Entry]]:
     for category, values in file["words"].items():
         for value, phrases in values.items():
             for phrase in phrases:
-                yield words(phrase), (category, value)
+                for each in _alternatives(phrase):
+                    yield words(each), (category, value)
     for kind, nouns in file["nouns"].items():
         for noun in nouns:
-            yield words(noun), ("NOUN", kind)
+            for each in _alternatives(noun):
+                yield words(each), ("NOUN", kind)
     for lemma in verb_class():
         verb, _, particle = lemma.partition(" ")  # "cut off": the forms of "cut"
         for form, shape in _forms(verb, file["irregular"].get(verb, ())):
@@ -59,6 +63,14 @@ def _entries(file: Any) -> Iterator[tuple[Words, Entry]]:
     for form in ("end", "ends", "wind", "winds"):
         yield (form, "up"), ("VERB", "land:base")
     yield ("'s",), ("POSS", "of")
+    for arrow, value in (("->", "to"), ("<->", "both")):
+        yield (arrow,), ("ARROW", value)
+
+
+def _alternatives(phrase: str) -> Iterator[str]:
+    """Yield what `(during|on) (a|) migration` stands for: every choice of its alternatives."""
+    parts = [part.split("|") for part in re.split(r"[()]", phrase)]
+    yield from ("".join(chosen) for chosen in itertools.product(*parts))
 
 
 def _forms(lemma: str, irregular: list[str]) -> Iterator[tuple[str, str]]:

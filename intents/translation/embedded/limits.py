@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 from intents.model import labels
 from intents.model.predicate import ANYTHING, NOTHING, Predicate, both, either
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import Grounder, refused
+from intents.translation.embedded.grounding import one_of
 from intents.translation.embedded.places import Grounded
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.senses import Areas, Cities, Flag, Named, Pair, Valued
 from intents.translation.embedded.tree import Complement, Everything, Group, Join, Minus, Not, Said, Selector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from intents.translation.embedded.grounding import Grounder
     from intents.translation.embedded.vocabulary import Kind, Vocabulary
 
 
@@ -114,10 +116,10 @@ class Limits:
                             mergeable.add(kind)
                     else:
                         found.setdefault(kind, []).append((part, linked))
-        return {kind: self._together(parts) for kind, parts in found.items()}
+        return {kind: self._together(kind, parts) for kind, parts in found.items()}
 
     @staticmethod
-    def _together(parts: list[tuple[Grounded, str]]) -> Predicate:
+    def _together(kind: Kind, parts: list[tuple[Grounded, str]]) -> Predicate:
         result: list[Predicate] = []
         keys = {part.yes.keys() for part, _ in parts}
         if len(keys) == 1 and len(next(iter(keys))) == 1 and {linked for _, linked in parts[1:]} == {",", "or"}:
@@ -133,7 +135,7 @@ class Limits:
         for part, linked in parts:
             same = bool(result) and result[-1].keys() == part.yes.keys() and len(part.yes.keys()) == 1
             if result and (linked == "or" or (linked == "and" and same)):
-                result[-1] = either(result[-1], part.yes)
+                result[-1] = one_of(kind, result[-1], part.yes)
             else:
                 result.append(part.yes)
         limit = both(*result)

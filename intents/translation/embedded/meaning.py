@@ -20,9 +20,9 @@ from intents.model.intent import (
 )
 from intents.model.refusal import RefusalKind
 from intents.translation.embedded.carriers import CARRIERS, used
-from intents.translation.embedded.grounding import Grounder, refused
 from intents.translation.embedded.limits import Limits
 from intents.translation.embedded.lists import WORKLOADS
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.rules import Rules
 from intents.translation.embedded.shapes import plain
 from intents.translation.embedded.subjects import Subjects, Who
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from intents.model.predicate import Predicate
+    from intents.translation.embedded.grounding import Grounder
     from intents.translation.embedded.vocabulary import Vocabulary
 
 Rule = PlacementRule | SpreadRule | RouteRule | IsolationRule | TransferRule
@@ -95,7 +96,9 @@ class _Reader:
             clause = replace(clause, subject=(Group(0, 0, "pronoun"),))  # "...; if possible, pick one in France"
         if not clause.subject:
             raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not said which workloads the rule is about")
+        clause = self._no_two(replace(clause, subject=self._subjects.others(clause.subject)))
         groups = self._excepted(self._subjects.resolve(clause.subject), clause)
+        self._check_plural(clause, groups)
         clause = replace(clause, complements=tuple(each for each in clause.complements if each.role != "except"))
         if any((group.kind or "") in CARRIERS and group.ends is None for group in groups):
             if len(clause.verbs) == 1 and clause.verbs[0].kind == "excluded":
@@ -110,9 +113,35 @@ class _Reader:
         clause = self._polarity(replace(clause, subject=groups))
         self._ask(clause)
         self._remember(self._subjects.who(groups))
+        self._subjects.accompany([group for each in clause.complements for group in each.groups])
         self._last = clause
         self._read.append(clause)
         return None
+
+    @staticmethod
+    def _check_plural(clause: Clause, groups: tuple[Group, ...]) -> None:
+        """Refuse "they" behind "traffic between A and B": A and B may be meant; packets are "they", but run nowhere."""
+        they = any(group.kind == "pronoun" and group.plural for group in clause.subject)
+        runs = any(verb.kind == "run" and verb.lemma != "be" for verb in clause.verbs)
+        flows = [
+            group for group in groups if group.ends is not None and group.kind in {"traffic", "measure", "network"}
+        ]
+        if they and flows and (runs or any(not group.plural for group in flows)):
+            raise refused(
+                RefusalKind.AMBIGUOUS, "it is not clear who is meant by `they`", "name what is meant", final=True
+            )
+
+    @staticmethod
+    def _no_two(clause: Clause) -> Clause:
+        """Read "no two of them may share a node" as "they must not share a node"; of other verbs it has no rule."""
+        if all(group.quantifier != "no two" for group in clause.subject):
+            return clause
+        shared = all(verb.kind == "share" for verb in clause.verbs) or any(
+            group.relation == "same" for each in clause.complements for group in each.groups
+        )
+        if not shared or clause.negated or clause.only or clause.modal == "ban" or len(clause.subject) > 1:
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "`no two` is understood of what they share only")
+        return replace(clause, subject=(replace(clause.subject[0], quantifier="none"),))
 
     def _ask(self, clause: Clause) -> None:
         """Add the rules of a clause whose subject and polarity are settled."""
@@ -140,6 +169,11 @@ class _Reader:
         if pronouns or any((group.kind or "") not in WORKLOADS or group.ends is not None for group in before.subject):
             raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear what holds for these too", "say it of both")
         again = replace(before, subject=self._subjects.resolve(clause.subject))
+        if any(group.kind == "traffic" for group in again.subject):  # "and so must its traffic": where it runs
+            place = all(self._limits.is_place(group) for each in before.complements for group in each.groups)
+            if not place or any(verb.kind not in _PLACES for verb in before.verbs) or polarity == "negative":
+                raise refused(RefusalKind.AMBIGUOUS, "it is not clear what its traffic must do too", final=True)
+            again = replace(again, verbs=(Verb("stay", "stay"),))
         self._ask(again)
         self._subjects.remember((*before.subject, *again.subject))
         self._read.append(again)
@@ -217,9 +251,8 @@ class _Reader:
                 raise refused(RefusalKind.NOT_UNDERSTOOD, "two negations in one clause")
             negated = True
             clause = replace(clause, subject=tuple(_unquantified(group) for group in clause.subject))
-        only = (
-            clause.only or clause.subject_only or any(each.only or each.role == "else" for each in clause.complements)
-        )
+        nothing_else = any(each.role == "else" for each in clause.complements)
+        only = clause.only or clause.subject_only or nothing_else or any(each.only for each in clause.complements)
         limits = any(
             each.negated
             or each.role == "without"
@@ -229,6 +262,7 @@ class _Reader:
             for each in clause.complements
         )
         limits = limits or any(each.role in {"latency", "bandwidth"} for each in clause.complements)
+        limits = limits or (clause.ordered and all(verb.kind == "avoid" for verb in clause.verbs))
         if clause.modal == "may" and not negated and not only and not limits:
             raise refused(
                 RefusalKind.OUT_OF_SCOPE,
@@ -243,10 +277,15 @@ class _Reader:
         if clause.subject_only:
             clause = self._only_these(clause)
             negated = True
-        return replace(clause, negated=negated, modal="must", only=clause.only and not clause.subject_only)
+        only = (clause.only or nothing_else) and not clause.subject_only
+        return replace(clause, negated=negated, modal="must", only=only)
 
     def _only_these(self, clause: Clause) -> Clause:
         """Turn "only health workloads may run on n1" into "workloads that are not proven to be health must not"."""
+        if len(clause.subject) == 1 and all(verb.kind == "talk" for verb in clause.verbs):
+            ends = clause.subject[0].ends  # "only traffic from A may reach B"
+            if ends is not None and ends.source and not (ends.owner or ends.target or ends.mutual):
+                clause = replace(clause, subject=ends.source)
         if len(clause.subject) != 1 or clause.subject[0].ends is not None or clause.complements == ():
             raise refused(RefusalKind.NOT_UNDERSTOOD, "`only` stands before what it cannot limit")
         group = clause.subject[0]

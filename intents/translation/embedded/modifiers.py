@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from intents.translation.embedded.lists import flat
+from intents.translation.embedded.lists import bare_kind, flat
 from intents.translation.embedded.reading import Reader
 from intents.translation.embedded.senses import Areas, Mention, Pair, Valued
 from intents.translation.embedded.tree import Everything, Group, Join, Not, Said, Selector
@@ -124,6 +124,8 @@ class Modifiers(Reader, ABC):
         if following == last or (spoken not in {"", how} and how):
             return
         for behind, selector in self.atoms(following):
+            if (bare_kind(parts[-1]) == "workload") != (bare_kind(selector) == "workload"):
+                continue  # "in Germany and ledger in France" is no list of places
             end = self._participle(behind)
             said = spoken or how
             yield from self._more(end, [*parts, selector], said)

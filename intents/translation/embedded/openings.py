@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 from intents.translation.embedded.lists import WORKLOADS
 from intents.translation.embedded.predicates import Predicates, Statement
-from intents.translation.embedded.senses import Classes
 from intents.translation.embedded.shapes import flow_between
-from intents.translation.embedded.tree import Clause, Complement, Group, Said, Verb
+from intents.translation.embedded.tree import Clause, Complement, Group, Verb
+from intents.translation.embedded.verbs import is_move
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+_TALKS = frozenset({"talk", "exchange", "send", "receive"})
 
 
 class Openings(Predicates, ABC):
@@ -22,19 +25,51 @@ class Openings(Predicates, ABC):
     def _when(self, first: int, frame: Clause) -> Iterator[tuple[int, Statement]]:
         """Read `When imaging is migrated, ...`."""
         p = self._p
-        for start, _ in p.lex(first, "WHEN"):
+        should = [
+            each for each in p.lex(first, "MODAL") if p.tokens[first].norm == "should"
+        ]  # "Should A be moved, ..."
+        for start, _ in [*p.lex(first, "WHEN"), *should]:
             for end, groups in p.list(start):
-                be = p.lex(end, "BE")
-                stop = p.skip(be[0][0], "BE") if be else end
-                for behind, verbs in self._v.verbs(stop, passive=bool(be)):
-                    if all(verb.kind == "migrate" for verb in verbs):
-                        topic = () if all(each.kind == "pronoun" for each in groups) else groups
-                        yield from self._statement(behind, replace(frame, migration=True, topic=topic))
+                for stop, aux in self._v.auxiliaries(end):
+                    if aux.negated or aux.only or aux.soft or aux.migration or aux.modal == "ban":
+                        continue
+                    for behind, verbs in self._v.verbs(stop, passive=aux.be):
+                        if all(is_move(verb.lemma) for verb in verbs):
+                            topic = () if all(each.kind == "pronoun" for each in groups) else groups
+                            yield from self._statement(behind, replace(frame, migration=True, topic=topic))
+                            yield from self._moved(behind, replace(frame, subject=groups, migration=True))
+        for start, _ in p.lex(first, "WHEREVER"):  # "Wherever A runs, its packets must ..."
+            for end, groups in p.list(start):
+                for stop, verbs in [
+                    *self._v.verbs(end, passive=False),
+                    *self._v.verbs(p.skip(end, "BE"), passive=True),
+                ]:
+                    if all(verb.kind == "run" for verb in verbs) and p.mark(stop, ","):
+                        yield from self._statement(stop + 1, replace(frame, topic=groups))
+
+    def _moved(self, first: int, frame: Clause) -> Iterator[tuple[int, Statement]]:
+        """Read `, then only to nodes in Germany`, `, it has to be to nodes in Germany` behind `If A is moved`."""
+        p = self._p
+        start = p.skip(first + 1 if p.mark(first, ",") else first, "FILLER")
+        starts = [(start, False)]
+        for begin, _ in p.lex(start, "PRON"):
+            for last, aux in self._v.auxiliaries(begin):
+                if not aux.negated and (aux.modal == "must" or aux.only):
+                    starts.append((last, True))
+        for start, told in starts:
+            for end, complements in self._complements.all(start):
+                if (
+                    complements
+                    and (told or complements[0].only)
+                    and all(each.role in {"to", "in", "via"} and not each.negated for each in complements)
+                ):
+                    moved = replace(frame, modal="must", only=True, verbs=(Verb("move", "migrate"),))
+                    yield end, (replace(moved, complements=tuple(replace(each, only=False) for each in complements)),)
 
     def _from_to(self, first: int, frame: Clause) -> Iterator[tuple[int, Statement]]:
         """Read `From A to B, traffic must ...`, `Between A and B, use ...`."""
         p = self._p
-        if not p.lex(first, "FROM", "BETWEEN"):
+        if not p.lex(first, "FROM", "BETWEEN", "ENDPOINTS"):
             return
         for end, flow in p.ended(Group(first, first, "traffic"), first):
             ends = flow.ends
@@ -43,6 +78,17 @@ class Openings(Predicates, ABC):
             following = end + 1 if p.mark(end, ",") else end
             subject = replace(frame, subject=(flow,))
             yield from self._imperative(following, subject)
+            for begin, _ in p.lex(following, "AGENT"):
+                yield from self._imperative(begin, subject, agent=True)
+            for stop, rest in self._with_subject(
+                following, frame
+            ):  # "Between A and B only encrypted links may be used"
+                used = (
+                    len(rest) == 1 and not rest[0].complements and rest[0].verbs[0].kind in {"use", "avoid", "excluded"}
+                )
+                if used and flow.ends is not None:
+                    between = Complement("on", (flow,))
+                    yield stop, (replace(rest[0], complements=(between,)),)
             for last, value in p.lex(p.skip(following, "QUANT", "DET"), "NOUN"):
                 if value in {"traffic", "network", "measure", "link", "switch"}:
                     ended = replace(frame, subject=(replace(flow, kind=value),))
@@ -60,30 +106,14 @@ class Openings(Predicates, ABC):
                     following = end + 1 if p.mark(end, ",", ":") else end
                     topic = replace(frame, subject=groups)
                     yield from self._imperative(following, topic)
+                    for begin, _ in p.lex(following, "AGENT"):  # "For ledger we need trusted nodes"
+                        yield from self._imperative(begin, topic, agent=True)
                     yield from self._predicate(following, topic, nominal=True)
                     for stop, rest in self._with_subject(following, frame):  # "For X, only trusted nodes may be used"
-                        used = len(rest) == 1 and not rest[0].complements and rest[0].verbs[0].kind in {"use", "avoid"}
+                        verb = rest[0].verbs[0].kind
+                        used = len(rest) == 1 and not rest[0].complements and verb in {"use", "avoid", "excluded"}
                         if used:
                             yield stop, (replace(rest[0], complements=(Complement("for", groups),)),)
-        for end, groups in p.list(first):  # "Health workloads: trusted nodes only."
-            if p.mark(end, ":", "-", "\u2013") and all(
-                each.kind in WORKLOADS | {"traffic", "measure"} or self._is_data(each) for each in groups
-            ):
-                topic = replace(frame, subject=tuple(replace(each, kind=each.kind or "data") for each in groups))
-                yield from self._predicate(end + 1, topic, nominal=True)
-                yield from self._imperative(end + 1, topic)
-
-    @staticmethod
-    def _is_data(group: Group) -> bool:
-        selector = group.selector
-        return (
-            group.kind is None
-            and isinstance(selector, Said)
-            and any(
-                isinstance(sense, Classes) and all(each.group == "data" for each in sense.readings)
-                for sense in selector.mention.senses
-            )
-        )
 
     def _by_agent(self, first: int, frame: Clause) -> Iterator[tuple[int, Statement]]:
         """Read `We must not run X ...`, `We only host X ...`, `You have to make sure that ...`."""
@@ -125,6 +155,11 @@ class Openings(Predicates, ABC):
         deeds = [
             (last, lemma.partition(":")[0], False) for last, lemma in p.lex(start, "VERB") if lemma.endswith(":ing")
         ]
+        for end, groups in p.list(start):  # "ledger's placement"
+            for begin, lemma in p.lex(end + 1, "DEED") if p.lex(end, "POSS") and not only else ():
+                yield from self._judged(
+                    begin, replace(frame, subject=groups, verbs=(Verb(lemma, self._v.kind(lemma)),)), none=none
+                )
         deeds += [(end, lemma, True) for last, lemma in p.lex(start, "DEED") for end, _ in p.lex(last, "OF")]
         for last, lemma, of in deeds:
             verb = Verb(lemma, self._v.kind(lemma))
@@ -146,6 +181,12 @@ class Openings(Predicates, ABC):
             said: list[tuple[int, str]] = []
             if aux.modal in {"may", "ban"}:
                 said.append((last, aux.modal))
+            runs = deed.verbs[0].kind == "run"
+            if aux.be and not (negated or deed.only or deed.complements or aux.modal in {"may", "ban"}):
+                for end, verbs in self._v.verbs(last, passive=True):  # "Placement of ledger is limited to Germany"
+                    if len(verbs) == 1 and verbs[0].kind == "confine" and deed.subject and runs:
+                        confined = replace(deed, verbs=verbs, modal="must", only=aux.only)
+                        yield from self._completed(end, confined, needs=True)
             if aux.be:
                 said += p.lex(last, "ALLOWED")
                 said += [
@@ -194,13 +235,16 @@ class Openings(Predicates, ABC):
             changed = replace(
                 frame,
                 ordered=True,
-                modal={"neg": "ban", "pos": "may", "only": "must"}[kind],
+                modal={"neg": "ban", "pos": "may", "only": "must", "must": "must", "who": "may"}[kind],
                 only=kind == "only" or frame.only,
+                subject_only=kind == "who",
             )
             if kind == "pos" and not frame.only and not frame.modal:
                 changed = replace(changed, modal="may")
             for end, groups in p.list(last):
-                yield from self._wrapped_predicate(end, replace(changed, subject=groups))
+                for stop, rest in self._wrapped_predicate(end, replace(changed, subject=groups)):
+                    if kind != "only" or rest[0].verbs[0].kind not in _TALKS:  # only A may talk, or A only to B?
+                        yield stop, rest
                 if kind == "neg" and all(each.ends is not None for each in groups):  # forbid traffic between A and B
                     yield from self._completed(end, replace(changed, subject=groups, verbs=(Verb("pass", "cross"),)))
             yield from self._wrapped_predicate(last, replace(changed, imperative=True))
@@ -233,10 +277,14 @@ class Openings(Predicates, ABC):
         start = be[0][0] if be else start
         for stop, verbs in self._v.verbs(start, passive=bool(be)):
             yield from self._completed(stop, replace(frame, verbs=verbs))
+        for stop, verbs in self._v.verbs(start, passive=True, shape="ed") if not be and frame.modal == "must" else ():
+            yield from self._completed(stop, replace(frame, verbs=verbs))  # "have ledger hosted in Germany"
         for stop, verb in self._v.adjective(start) if be else ():
             yield from self._completed(stop, replace(frame, verbs=(verb,)))
-        if frame.subject and frame.modal != "ban":
-            yield from self._completed(start, replace(frame, verbs=(Verb("be", "run"),)), needs=True)
+        if frame.subject:  # "we don't want ledger on untrusted nodes"
+            for stop, rest in self._completed(start, replace(frame, verbs=(Verb("be", "run"),)), needs=True):
+                if frame.modal != "ban" or all(each.role in {"in", "out"} for each in rest[0].complements):
+                    yield stop, rest
 
     def _filled(self, first: int) -> int:
         found = self._p.lex(first, "FILLER", "HARD")
@@ -280,6 +328,9 @@ class Openings(Predicates, ABC):
         """Read `Under no circumstances may X leave ...`, `Only in the EU may X run`, `In the EU only may X run`."""
         p = self._p
         for last, _ in p.lex(first, "NEG"):
+            if [token.norm for token in p.tokens[first:last]] == ["no", "way"]:  # "no way ledger goes to the US"
+                for stop, groups in p.list(last):
+                    yield from self._predicate(stop, replace(frame, subject=groups, negated=True))
             for end, _ in [*p.lex(last, "MODAL"), *p.lex(last, "DO")]:
                 for stop, groups in p.list(end):
                     yield from self._predicate(stop, replace(frame, subject=groups, modal="must", negated=True))

@@ -38,6 +38,11 @@ class Owned(Conditions, ABC):
                 for end, inner in self.group(start):
                     if inner.kind in {"network", "traffic"} and inner.ends is not None:
                         yield end, replace(group, ends=inner.ends)
+        if group.kind == "traffic" and group.ends is None and not group.direction:  # transmission of packets between
+            for start, _ in self.lex(last, "OF"):
+                for end, inner in self.group(start):
+                    if inner.kind == "traffic" and inner.ends is not None and not inner.quantifier:
+                        yield end, replace(group, ends=inner.ends, direction=inner.direction)
         for start, _ in self.lex(last, "BETWEEN"):
             if ends.mutual:
                 break
@@ -65,12 +70,15 @@ class Owned(Conditions, ABC):
                     if self._workloads(groups):
                         yield end, replace(group, ends=Ends(source=ends.owner, target=groups, mutual=True))
         if not ends.source and group.kind != "switch":
-            for start, _ in self.lex(last, "FROM", "ENDPOINTS"):
+            goes = [each for end, _ in self.lex(last, "RELATIVE") for each in self.lex(end, "ENDPOINTS")]
+            for start, _ in [*self.lex(last, "FROM", "ENDPOINTS"), *goes]:
                 for end, groups in self.list(start):
                     if self._workloads(groups):
                         yield end, replace(group, ends=replace(ends, source=groups))
         if not ends.target and group.kind != "switch":
-            for start, _ in self.lex(last, "INTO", "TOWARDS", "TO"):
+            joined = [end for end, value in self.lex(last, "AND") if value == "and" and ends.source]
+            bound = [each for end in joined for each in self.lex(end, "TOWARDS")]  # "and destined for B"
+            for start, _ in [*self.lex(last, "INTO", "TOWARDS", "TO", "ARROW"), *bound]:
                 for end, groups in self.list(start):
                     if self._workloads(groups):
                         yield end, replace(group, ends=replace(ends, target=groups))
@@ -84,7 +92,7 @@ class Owned(Conditions, ABC):
         """Read `(packets) that A sends to B`, `(whatever) A and B send each other`."""
         for begin in [last, *(end for end, _ in self.lex(last, "RELATIVE"))]:
             for end, groups in self.list(begin):
-                about = all((each.kind or "") in WORKLOADS and each.ends is None for each in groups)
+                about = all((each.kind or "") in WORKLOADS | {"pronoun"} and each.ends is None for each in groups)
                 for stop, value in self.lex(end, "VERB") if about else ():
                     lemma, _, shape = value.partition(":")
                     if lemma not in {"send", "exchange", "transmit"} or shape != "base":
@@ -208,7 +216,7 @@ class Owned(Conditions, ABC):
     def _portions(self, first: int) -> Iterator[tuple[int, str]]:
         """Read `none of`, `neither of`, `both of`, `each of`, `all of` in front of a pronoun, or nothing."""
         yield first, ""
-        found = [(last, value) for last, value in self.lex(first, "QUANT") if value in {"all", "none"}]
+        found = [(last, value) for last, value in self.lex(first, "QUANT") if value in {"all", "none", "no two"}]
         found += [
             (last, "none" if value == "neither" else "")
             for last, value in self.lex(first, "CORR")

@@ -14,7 +14,7 @@ from intents.translation.embedded.lists import WORKLOADS, bare_kind, limited, ma
 from intents.translation.embedded.owned import Owned
 from intents.translation.embedded.reading import distinct
 from intents.translation.embedded.senses import Named, PartOfName, Valued
-from intents.translation.embedded.tree import Ends, Everything, Group, Join, Minus, Said, Selector
+from intents.translation.embedded.tree import Ends, Everything, Group, Join, Minus, Not, Said, Selector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from intents.translation.embedded.tokens import Token
     from intents.translation.embedded.vocabulary import Vocabulary
 
+# Words that mean all, or none, of those that an exception leaves: "every other workload than B", "nobody except B".
+_BUT_SOME = {"other": "all", "no other": "none", "nobody": "none"}
 _FLOWS = frozenset({"traffic", "network", "data", "migration", "link", "measure"})
 
 
@@ -49,9 +51,22 @@ class Phrases(Owned):
         if any(value == "one" for _, value in self.lex(first, "NOUN")):
             yield from self._headed(first, first, Everything(), "", 0, "a", "")
         start, quantifier, number, article = self._determiner(first)
+        for last, _ in self.lex(first, "ALL"):  # what A and B exchange with C
+            for end, more in self._sent(Group(first, last, "traffic", quantifier="all"), last):
+                yield end, replace(more, last=end)
         for last, value in self.lex(first, "ALL"):
-            group = Group(first, last, "workload", quantifier="none" if value == "none" else "all", plural=True)
+            if value == "what":
+                continue
+            quantifier = {"workload": "all"}.get(value, value)
+            group = Group(first, last, "workload", quantifier=quantifier, plural=True)
+            for end, selector in self._joined(last):  # nothing medical
+                if bare_kind(selector) == "workload":
+                    yield from self._postmodified(replace(group, selector=selector), end)
+                elif value == "none":  # nothing unencrypted
+                    yield end, replace(group, last=end, kind=None, selector=selector)
             yield from self._postmodified(group, last)
+            if value in _BUT_SOME:
+                continue
             for end, more in self._ends(replace(group, kind="traffic"), last):  # everything between A and B
                 yield end, replace(more, last=end)
         for last, value in self.lex(first, "QUANT"):  # all but website
@@ -91,17 +106,19 @@ class Phrases(Owned):
 
     def _pronouns(self, first: int) -> Iterator[tuple[int, Group]]:
         for start, quantifier in self._portions(first):
-            for last, _ in self.lex(start, "PRON"):
-                yield last, Group(first, last, "pronoun", quantifier=quantifier)
-            for last, _ in self.lex(start, "POSSPRON"):
+            for last, value in self.lex(start, "PRON"):
+                number = 2 if value == "two" else 0
+                yield last, Group(first, last, "pronoun", quantifier=quantifier, number=number, plural=value != "it")
+            for last, whose in self.lex(start, "POSSPRON"):
                 begin, direction = last, ""
                 for end, value in self.lex(last, "DIRECTION"):
                     begin, direction = end, value
-                owner = Group(start, last, "pronoun")
+                owner = Group(start, last, "pronoun", plural=whose == "they")
                 for end, value, _ in self._heads(begin):
-                    group = Group(
-                        first, end, value, quantifier=quantifier, ends=Ends(owner=(owner,)), direction=direction
-                    )
+                    ends = Ends(owner=(owner,))
+                    if direction == "mutual":
+                        ends, direction = Ends(source=(owner,), target=(owner,), mutual=True), ""
+                    group = Group(first, end, value, quantifier=quantifier, ends=ends, direction=direction)
                     yield from self._postmodified(group, end)
         for last, value in self.lex(first, "CORR"):
             if value == "neither" and self.lex(last, "MODAL"):  # "Neither may talk to website."
@@ -112,7 +129,8 @@ class Phrases(Owned):
             this = words & {"this", "these", "those", "such", "same", "said"}
             for end, value in self.lex(last, "NOUN") if this else ():
                 if value in WORKLOADS or value == "traffic":
-                    yield end, Group(first, end, "pronoun" if value != "traffic" else "pronoun:traffic")
+                    kind = "pronoun" if value != "traffic" else "pronoun:traffic"
+                    yield end, Group(first, end, kind, plural=bool(words & {"these", "those"}))
 
     def _determiner(self, first: int) -> tuple[int, str, int, str]:
         position, quantifier, number, article = first, "", 0, ""
@@ -158,6 +176,12 @@ class Phrases(Owned):
         for end, kind, plural in heads:
             if kind in {"place", "one"}:
                 if isinstance(selector, Everything) and kind == "place":
+                    for start, _ in self.lex(end, "OF", "IN"):  # a member state of the EU
+                        for stop, groups in self.list(start):
+                            if len(groups) == 1 and groups[0].kind is None and not groups[0].quantifier:
+                                yield stop, replace(groups[0], first=first, quantifier=quantifier, number=number)
+                    for stop, elsewhere in self._elsewhere(end):
+                        yield stop, Group(first, stop, None, elsewhere, quantifier, number)
                     continue
                 group = Group(first, end, None, selector, quantifier, number, singular=not plural and kind == "one")
             else:
@@ -179,6 +203,14 @@ class Phrases(Owned):
             yield from self._possessed(group, last)
             yield from self._postmodified(group, last)
 
+    def _elsewhere(self, last: int) -> Iterator[tuple[int, Selector]]:
+        """Read `outside the EU`, `other than aws` behind `any country`, `a provider`."""
+        for start, _ in self.lex(last, "OUT", "EXCEPT"):
+            for end, groups in self.list(self.skip(start, "IN")):
+                if len(groups) == 1 and groups[0].kind is None and not groups[0].quantifier:
+                    inner = groups[0].selector
+                    yield end, Minus(Not(inner.base), inner.taken) if isinstance(inner, Minus) else Not(inner)
+
     def _possessed(self, owner: Group, last: int) -> Iterator[tuple[int, Group]]:
         """Read `'s traffic` behind the owner."""
         if not self.lex(last, "POSS"):
@@ -187,12 +219,13 @@ class Phrases(Owned):
         for end, value in self.lex(start, "DIRECTION"):
             start, direction = end, value
             break
-        for end, kind, _ in self._heads(start):
+        for end, kind, plural in self._heads(start):
             owned = ("traffic", "state", "network", "migration", "data", "link", "measure")
             if kind.startswith(owned) or (kind in {"node", "switch"} and owner.kind in WORKLOADS):
                 group = Group(
-                    owner.first, end, kind, ends=Ends(owner=(owner,)), quantifier=owner.quantifier, direction=direction
-                )
+                    owner.first, end, kind, ends=Ends(owner=(owner,)), quantifier=owner.quantifier, direction=direction,
+                    plural=plural,
+                )  # fmt: skip
                 owner = replace(owner, quantifier="")
                 yield from self._postmodified(group, end)
             elif kind in WORKLOADS:
@@ -255,8 +288,9 @@ class Phrases(Owned):
     def _relation(self, first: int) -> Iterator[tuple[int, Group]]:
         """Read `the same node`, `different zones`, `separate nodes`."""
         for last, relation in self.lex(first, "SAME"):
-            for end, topology in self.lex(last, "TOPO"):
-                yield end, Group(first, end, f"topology:{topology}", relation=relation)
+            for begin, selector in self._modifiers(last):  # different trusted nodes
+                for end, topology in self.lex(begin, "TOPO"):
+                    yield end, Group(first, end, f"topology:{topology}", selector, relation=relation)
         for last, topology in self.lex(self.skip(first, "DET"), "TOPO"):
             if self.skip(first, "DET") > first or self.tokens[last - 1].norm.endswith("s"):
                 yield last, Group(first, last, f"topology:{topology}", relation="")
@@ -335,12 +369,16 @@ class Phrases(Owned):
         comma = last + 1 if self.mark(last, ",") else last
         for start, _ in self.lex(comma, "EXCEPT", "BUTEX"):
             plain_but = not self.lex(comma, "EXCEPT")
-            if plain_but and (groups[0].quantifier not in {"any", "none", "all"} or self.lex(start, "IN")):
+            sets = {"any", "none", "all", *_BUT_SOME}
+            if plain_but and (groups[0].quantifier not in sets or self.lex(start, "IN")):
                 continue  # "not in Germany but in France" takes nothing away
             for end, taken in self.list(self.skip(start, "IN")):
                 if len(taken) == 1 and len(groups) == 1 and may_take(groups[0], taken[0]):
-                    base = replace(groups[0], selector=Minus(groups[0].selector, taken[0].selector), last=end)
+                    quantifier = _BUT_SOME.get(groups[0].quantifier, groups[0].quantifier)
+                    rest = Minus(groups[0].selector, taken[0].selector)
+                    base = replace(groups[0], selector=rest, quantifier=quantifier, last=end)
                     yield end, (base,)
                     if self.mark(end, ","):
                         yield end + 1, (base,)
-        yield last, groups
+        if not any(_BUT_SOME.get(group.quantifier) == "none" for group in groups):
+            yield last, groups

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from intents.model.intent import PlacementRule, RouteRule, Strength
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import refused
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.routing import NETWORK, Made, Routing
 
 if TYPE_CHECKING:

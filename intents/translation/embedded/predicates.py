@@ -40,6 +40,10 @@ class Predicates(ABC):
     def _again(self, first: int) -> Iterator[tuple[int, Statement]]:
         """Read a statement that repeats the one before for others."""
 
+    @abstractmethod
+    def _appended(self, first: int, done: Clause, joined: list[int]) -> Iterator[tuple[int, Statement]]:
+        """Read what is added without a subject or verb: `; encrypted links only`, `, isolated from B`."""
+
     def _spent(self) -> bool:
         self._steps += 1
         return self._steps > _BUDGET
@@ -58,6 +62,8 @@ class Predicates(ABC):
             subject = replace(frame, subject=groups, subject_only=only, negated=frame.negated or negated)
             stop = end + 1 if p.mark(end, ",") else end
             yield from self._predicate(stop, subject, nominal=True)
+            for behind, _ in p.lex(stop, "PRON") if stop > end else ():  # "ledger, it must run in Germany"
+                yield from self._predicate(behind, subject)
 
     def _imperative(self, first: int, frame: Clause, *, agent: bool = False) -> Iterator[tuple[int, Statement]]:
         """Read `keep X in Germany`, or behind `we`: `must keep X in Germany`."""
@@ -65,6 +71,8 @@ class Predicates(ABC):
             if (aux.modal and not agent) or aux.be or (aux.negated and frame.negated):
                 continue
             for end, verbs in self._v.verbs(last, passive=False, shape="base"):
+                if agent and verbs[0].lemma == "want":
+                    continue  # "we do not want ledger there" forbids; it denies no need
                 clause = replace(
                     frame,
                     modal=aux.modal or frame.modal or "must",
@@ -100,6 +108,10 @@ class Predicates(ABC):
                 for end, _ in self._p.lex(last, "FROM"):
                     for stop, verbs in self._v.verbs(end, passive=False, shape="ing"):
                         yield from self._completed(stop, replace(clause, verbs=verbs))
+                for stop, verbs in self._v.verbs(last, passive=False, shape="ing"):  # has no business talking to
+                    yield from self._completed(stop, replace(clause, verbs=verbs))
+                if not clause.complements and not clause.only:  # "For A, US nodes are off limits"
+                    yield last, (replace(clause, modal="must", verbs=(Verb("exclude", "excluded", passive=True),)),)
             for end, lemma in self._p.lex(last, "NOCONTACT"):
                 if not clause.negated:
                     yield from self._completed(end, replace(clause, verbs=(Verb(lemma, "talk"),), negated=True))
@@ -133,6 +145,12 @@ class Predicates(ABC):
         for start in dict.fromkeys([comma, *further] if comma > last or further else []):
             for end, rest in self._again(start):
                 yield end, (done, *rest)
+        for start, _ in p.lex(comma, "BUT"):  # "..., while keeping both in Germany", "while avoiding s1"
+            plain = p.tokens[comma].norm == "while" and not done.negated and done.modal == "must"
+            for end, verbs in self._v.verbs(start, passive=False, shape="ing") if plain else ():
+                kept = Clause(subject=() if done.imperative else done.subject, modal="must", imperative=done.imperative)
+                for stop, rest in self._completed(end, replace(kept, verbs=verbs)):
+                    yield stop, (done, *rest)
         yield from self._absolute(comma, done)
         for start, how in joins:
             base = replace(done.without_verbs(), only=False, soft=False, migration=False)
@@ -146,8 +164,13 @@ class Predicates(ABC):
                     yield end, (done, *rest)
             elif how not in {"or", "nor"}:
                 keep = Clause(modal="must" if done.modal == "must" and not done.imperative else "", soft=False)
+                empty = done.verbs[0].kind == "run" and not (
+                    done.complements or done.negated or done.modal in {"ban", "may"}
+                )
+                such = empty and p.tokens[comma].norm in {"such", "so", "in"}  # "are deployed such that they ..."
                 for end, rest in self._joined_statement(start, keep, done):
-                    yield end, (done, *rest)
+                    yield end, (replace(rest[0], topic=done.subject), *rest[1:]) if such else (done, *rest)
+        yield from self._appended(comma, done, [start for start, how in joins if how in {"and", "but"}])
 
     def _absolute(self, first: int, done: Clause) -> Iterator[tuple[int, Statement]]:
         """Read `with its packets to B passing through s1`, `with all of its traffic encrypted`."""
@@ -156,7 +179,12 @@ class Predicates(ABC):
             for end, groups in p.list(start):
                 if any(group.ends is None or group.kind == "node" for group in groups):
                     continue
-                clause = Clause(subject=groups, modal="must")
+                mine = groups[0].ends
+                if len(groups) == 1 and mine is not None and mine.target and not (mine.owner or mine.source):
+                    owner = (Group(start, start, "pronoun"),)  # "with traffic to B limited to ..."
+                    mine = replace(mine, owner=owner)
+                subject = (replace(groups[0], ends=mine),) if len(groups) == 1 else groups
+                clause = Clause(subject=subject, modal="must")
                 for stop, verbs in [
                     *self._v.verbs(end, passive=False, shape="ing"),
                     *self._v.verbs(end, passive=True, shape="ed"),
@@ -170,7 +198,7 @@ class Predicates(ABC):
     def _joined_statement(self, start: int, keep: Clause, done: Clause) -> Iterator[tuple[int, Statement]]:
         """Read a further statement; behind a statement with a subject it must have its own."""
         if done.imperative or done.ordered:
-            yield from self._statement(start, keep)
+            yield from self._statement(start, replace(keep, ordered=True))
             return
         first = self._p.skip(start, "FILLER")
         yield from self._own_statement(first, keep)

@@ -16,15 +16,16 @@ from intents.model.intent import (
 )
 from intents.model.predicate import Predicate, term
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import Grounder, refused
 from intents.translation.embedded.limits import Limits, is_single, way_points
 from intents.translation.embedded.lists import WORKLOADS
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.subjects import Flow, Subjects, Who, apart
 from intents.translation.embedded.tree import Clause, Complement, Everything, Group, Minus, Verb
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from intents.translation.embedded.grounding import Grounder
     from intents.translation.embedded.vocabulary import Kind
 
 Rule: TypeAlias = PlacementRule | SpreadRule | RouteRule | IsolationRule | TransferRule
@@ -113,7 +114,7 @@ class Routing:
         if role == "between" or bare:
             if role == "between" and (bare or who.kind != "flows"):
                 if who.kind != "flows" and all(group.kind == "pronoun" for group in groups):
-                    groups = apart(who.groups)  # "between them", who are the subjects of the clause
+                    groups = self._them(groups, who)
                 if len(groups) == 1 and len(apart(groups)) == 2:
                     groups = apart(groups)
                 left, right = groups[:1], groups[1:] or groups[:1]
@@ -127,6 +128,16 @@ class Routing:
             raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear between whom the packets pass")
         subjects = self._subjects.workloads(owners)
         return [Flow(subjects, self._subjects.peers(groups), direction)], rest  # type: ignore[arg-type]
+
+    def _them(self, pronouns: tuple[Group, ...], who: Who) -> tuple[Group, ...]:
+        """Return who is meant by "between them": the subjects of the clause, or one of it and those before."""
+        members = apart(who.groups)
+        if len(members) == 1 and members[0].singular:
+            before = apart(self._subjects.resolve(pronouns))
+            members = (*(each for each in before if each.selector != members[0].selector), *members)
+            if len(members) == 1:
+                raise refused(RefusalKind.AMBIGUOUS, "it is not said between whom", "name both")
+        return members
 
     def _routes(self, clause: Clause, verb: Verb, who: Who, complements: list[Complement], strength: Strength) -> Made:
         """Rules about packets: `traffic between A and B must stay in the EU`."""
@@ -293,7 +304,11 @@ class Routing:
             )
         else:
             clear = bound <= {"max", "min", ""} and verb.lemma != "exceed"
-        if rest or not clear or any(each.negated or each.only for each in measures):
+            clear = clear or (bound == {"to"} and verb.kind == "confine")  # limit the latency to 20 ms
+            wide = all(each.role == "bandwidth" for each in measures)
+            clear = clear or (bound == {"bare"} and wide and verb.kind == "need")  # needs 1 Gbps
+        only = any(each.only and each.role != "bandwidth" for each in measures)
+        if rest or not clear or only or any(each.negated for each in measures):
             raise refused(RefusalKind.NOT_UNDERSTOOD, "the bound is not clear")
         latency = [each.number for each in complements if each.role == "latency"]
         bandwidth = [each.number for each in complements if each.role == "bandwidth"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from intents.model.intent import IsolationRule, RouteRule
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import refused
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.spreading import Spreading
 from intents.translation.embedded.talking import Talking
 from intents.translation.embedded.transferring import Transferring
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from intents.translation.embedded.tree import Clause
 
 
+_WITHOUT_GROUPS = frozenset({"else", "transit", "migration", "each", "bothways"})
+
+
 class Rules(Talking, Spreading, Transferring):
     """Makes the rules of a clause, one verb at a time."""
 
@@ -29,6 +32,8 @@ class Rules(Talking, Spreading, Transferring):
         Raises:
             Refused: the verb makes no rule of such a subject and such complements.
         """
+        if any(each.negated and each.role in _WITHOUT_GROUPS for each in clause.complements):
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear what the negation belongs to")
         complements = [each for each in clause.complements if each.role not in {"else", "transit"}]
         if any(each.role == "bothways" for each in complements):
             clause = replace(clause, complements=tuple(each for each in clause.complements if each.role != "bothways"))
@@ -71,8 +76,16 @@ class Rules(Talking, Spreading, Transferring):
     def _made(self, clause: Clause, verb: Verb, who: Who, complements: list[Complement], strength: Strength) -> Made:
         migrating = clause.migration or any(each.role == "migration" for each in complements)
         complements = [each for each in complements if each.role != "migration"]
-        if verb.lemma == "go" and who.kind in {"workloads", "data"} and any(each.role == "to" for each in complements):
+        if (
+            verb.lemma == "go"
+            and who.kind in {"workloads", "data"}
+            and any(each.role in {"to", "in"} or (each.role == "out" and each.word != "around") for each in complements)
+        ):
             verb = Verb("go", "enter" if who.kind == "data" else "run")
+        if verb.kind == "want" and not verb.passive:  # "trainer wants a GPU"
+            verb = Verb("need", "need")
+        if verb.kind == "run" and verb.passive and who.kind in {"workloads", "data"}:  # is served from Germany
+            complements = [replace(each, role="in") if self._whence(each) else each for each in complements]
         homes = [each for each in complements if _is_home(each)]
         if homes and not migrating:
             return self._at_home(clause, verb, who, complements, homes, strength)
@@ -92,6 +105,12 @@ class Rules(Talking, Spreading, Transferring):
         ):
             return self._spread(clause, verb, who, complements, strength)
         withouts = [each for each in complements if each.role.startswith("without ")]
+        bounds = [each for each in complements if each.role in {"latency", "bandwidth"}]
+        if withouts and bounds:  # "at or below 20 ms without using s1"
+            rest = [each for each in complements if each not in bounds]
+            bounded = [each for each in complements if each not in withouts]
+            made = self._without(clause, verb, who, rest, withouts, strength)
+            return made + self._measure(clause, verb, who, bounded, strength)
         if withouts:
             return self._without(clause, verb, who, complements, withouts, strength)
         measures = [each for each in complements if each.role in {"latency", "bandwidth"}]
@@ -103,7 +122,8 @@ class Rules(Talking, Spreading, Transferring):
             if each not in measures and each.role not in {"to", "from", "with", "between", "for", "each"}
         ]
         if measures and peerless and not clause.negated and all(each.verb_role != "bare" for each in measures):
-            others = [each for each in complements if each not in measures]
+            placed = verb.kind in {"run", "stay", "be", "need", "have", "nominal"}
+            others = peerless if placed else [each for each in complements if each not in measures]
             asked = [each for each in complements if each not in peerless]
             return self._made(clause, verb, who, others, strength) + self._measure(clause, verb, who, asked, strength)
         if measures:
@@ -124,6 +144,11 @@ class Rules(Talking, Spreading, Transferring):
         if verb.kind == "cross":
             return self._crossing(clause, verb, who, complements, strength)
         return self._placed(clause, verb, who, complements, strength)
+
+    def _whence(self, complement: Complement) -> bool:
+        return complement.role == "from" and all(
+            group.kind == "node" or self._limits.is_place(group) for group in complement.groups
+        )
 
 
 def _is_home(complement: Complement) -> bool:

@@ -10,14 +10,45 @@ from dataclasses import replace
 
 from intents.model.refusal import RefusalKind
 from intents.translation.embedded.carriers import about, turned
-from intents.translation.embedded.grounding import refused
 from intents.translation.embedded.lists import WORKLOADS
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.tree import Clause, Complement, Ends, Everything, Group, Verb
 
 
 def plain(clause: Clause) -> Clause:
     """Return the clause with the subject that its rules are about."""
-    return _measured(_agent(turned(_kept_out(_got_out(_imperative(clause))))))
+    return _measured(_agent(turned(_kept_out(_got_out(_imperative(_off_the_path(clause)))))))
+
+
+def _off_the_path(clause: Clause) -> Clause:
+    """Read "exclude s1 from all paths of A", "keep s1 out of the path from A to B" as that the packets avoid s1."""
+    if len(clause.verbs) != 1 or clause.verbs[0].lemma not in {"exclude", "keep", "ban", "bar"}:
+        return clause
+    paths = [
+        each
+        for each in clause.complements
+        if each.role in {"from", "out"}
+        and len(each.groups) == 1
+        and each.groups[0].kind in {"network", "traffic"}
+        and each.groups[0].ends is not None
+        and isinstance(each.groups[0].selector, Everything)
+    ]
+    objects = [each for each in clause.complements if each.role == "object"] if clause.imperative else []
+    groups = tuple(group for each in objects for group in each.groups) or clause.subject
+    carriers = bool(groups) and all(group.kind in {"switch", "link", None} and group.ends is None for group in groups)
+    marked = (
+        clause.negated
+        or clause.only
+        or clause.subject_only
+        or any(each.only or each.negated for each in clause.complements)
+    )
+    if len(paths) != 1 or not carriers or marked or len(clause.complements) != len(objects) + 1:
+        return clause
+    if any(group.quantifier not in {"", "all", "any"} for group in (*groups, *paths[0].groups)):
+        return clause
+    flow = Group(0, 0, "traffic", ends=paths[0].groups[0].ends)
+    via = (Complement("via", groups),)
+    return replace(clause, subject=(flow,), negated=True, modal="must", verbs=(Verb("pass", "cross"),), complements=via)
 
 
 def _got_out(clause: Clause) -> Clause:

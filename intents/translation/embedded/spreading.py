@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from intents.model.intent import SpreadRule, Strength, Topology
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import refused
 from intents.translation.embedded.limits import is_single
 from intents.translation.embedded.lists import WORKLOADS
 from intents.translation.embedded.placing import Placing
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.routing import Made, negated_of
 from intents.translation.embedded.subjects import Who, apart
-from intents.translation.embedded.tree import Clause, Complement, Group, Verb
+from intents.translation.embedded.tree import Clause, Complement, Everything, Group, Verb
 
 
 class Spreading(Placing):
     """Makes the rules of clauses about what workloads share."""
 
     def _spread(self, clause: Clause, verb: Verb, who: Who, complements: list[Complement], strength: Strength) -> Made:
+        shared = [each for each in complements if any((g.kind or "").startswith("topology") for g in each.groups)]
+        if len(shared) > 1:  # "share a region but not a node"
+            if any(each.linked == "or" for each in shared):
+                raise refused(RefusalKind.AMBIGUOUS, "it is not clear what `or` joins", "say it in two sentences")
+            parts = [[each for each in complements if each is one or each not in shared] for one in shared]
+            return [rule for part in parts for rule in self._spread(clause, verb, who, part, strength)]
         topology: Topology = "node"
         relation = {"share": "together", "colocate": "together", "separate": "apart", "spread": "apart"}.get(
             verb.kind, ""
@@ -33,12 +40,18 @@ class Spreading(Placing):
                 if relation and said and said != relation:
                     raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear whether apart or together is meant")
                 relation = relation or said
+                if not isinstance(topologies[0].selector, Everything):  # "different trusted nodes"
+                    if each.negated or topologies[0].quantifier:
+                        raise refused(RefusalKind.NOT_UNDERSTOOD, "too much in one negated clause; say it in two")
+                    kind = "node" if topology == "node" else None
+                    rest.append(Complement("in", (replace(topologies[0], kind=kind, relation=""),)))
                 if each.negated != (topologies[0].quantifier == "none"):
                     clause = negated_of(clause)
             elif each.role in {"together", "apart"}:
-                if relation and relation != each.role:
+                said = {"together": "apart", "apart": "together"}[each.role] if each.negated else each.role
+                if (relation and relation != said) or (each.negated and (clause.negated or each.role == "apart")):
                     raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear whether apart or together is meant")
-                relation = each.role
+                relation = said
             elif each.role == "each":
                 continue
             elif (

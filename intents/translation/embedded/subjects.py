@@ -13,12 +13,15 @@ from intents.model.intent import Direction, State  # noqa: TC001 - used in annot
 from intents.model.labels import NAME
 from intents.model.predicate import Predicate, both, either, term
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import Grounder, refused
 from intents.translation.embedded.lists import WORKLOADS
-from intents.translation.embedded.tree import Ends, Everything, Group, Join
+from intents.translation.embedded.refusals import refused
+from intents.translation.embedded.senses import Named
+from intents.translation.embedded.tree import Ends, Everything, Group, Join, Minus, Said
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from intents.translation.embedded.grounding import Grounder
 
 ALL_STATE: tuple[State, ...] = ("prompts", "kv", "weights")
 
@@ -47,32 +50,62 @@ class Subjects:
     def __init__(self, grounder: Grounder) -> None:
         self._grounder = grounder
         self._before: tuple[Group, ...] = ()
+        self._all: tuple[Group, ...] = ()
+        self._others: tuple[Group, ...] = ()
+
+    def accompany(self, groups: Sequence[Group]) -> None:
+        """Remember with whom a subject was spoken of: "they" behind "A shares a node with B" are both."""
+        self._others += tuple(each for each in groups if _is_one(each) and each not in self._others)
 
     def remember(self, groups: tuple[Group, ...]) -> None:
         """Let pronouns refer to these groups from now on."""
         if groups:
             self._before = groups
+            known = {each.selector for each in self._all}
+            self._all += tuple(each for each in groups if each.selector not in known)
+
+    def others(self, groups: tuple[Group, ...]) -> tuple[Group, ...]:
+        """Take from "every other workload" those that were spoken of before."""
+        if len(groups) != 1 or groups[0].quantifier != "other" or not self._all:
+            return groups
+        if any((each.kind or "") not in WORKLOADS or each.ends is not None for each in self._all):
+            raise refused(RefusalKind.AMBIGUOUS, "it is not clear which others are meant", "name them")
+        known = Join("or", tuple(each.selector for each in self._all))
+        return (replace(groups[0], selector=Minus(groups[0].selector, known), quantifier="all"),)
+
+    def _meant(self, pronoun: Group) -> tuple[Group, ...]:
+        """Return what a pronoun stands for: "it" the subject before, "they" all subjects so far, "the two" two."""
+        if not self._before:
+            raise refused(
+                RefusalKind.AMBIGUOUS, "it is not said what the pronoun stands for", "name the workloads that are meant"
+            )
+        workloads = all((each.kind or "") in WORKLOADS and each.ends is None for each in self._all)
+        meant = self._all if pronoun.plural and workloads else self._before
+        if pronoun.number == 2 and len(apart(self._before)) == 2:
+            return self._before
+        if pronoun.plural and len(meant) == 1 and _is_one(meant[0]):
+            meant += tuple(each for each in self._others if each.selector != meant[0].selector)
+            if len(meant) == 1:
+                raise refused(RefusalKind.AMBIGUOUS, "it is not clear who else is meant", "name the workloads")
+        if pronoun.number == 2 and len(meant) != 2:
+            raise refused(RefusalKind.AMBIGUOUS, "it is not clear which two are meant", "name the workloads")
+        return meant
 
     def resolve(self, groups: Sequence[Group]) -> tuple[Group, ...]:
         """Replace pronouns by what they refer to."""
         found: list[Group] = []
         for group in groups:
             if group.kind in {"pronoun", "pronoun:traffic"}:
-                if not self._before:
-                    raise refused(
-                        RefusalKind.AMBIGUOUS,
-                        "it is not said what the pronoun stands for",
-                        "name the workloads that are meant",
-                    )
+                meant = self._meant(group)
                 none = group.quantifier == "none"
                 found += [
                     replace(each, quantifier="none" if none else "" if each.quantifier == "none" else each.quantifier)
-                    for each in self._before
+                    for each in meant
                 ]
             elif group.ends is not None:
                 found.append(replace(group, ends=self._ends(group.ends)))
             elif (
-                group.kind in {"traffic", "data"}
+                (group.kind in {"traffic", "data"} or (group.kind == "network" and not group.plural))
                 and isinstance(group.selector, Everything)
                 and not group.quantifier
                 and not group.direction
@@ -94,6 +127,10 @@ class Subjects:
 
     def _ends(self, ends: Ends) -> Ends:
         owner = self.resolve(ends.owner)
+        if ends.mutual and ends.source == ends.target:  # "between them", "their mutual traffic" behind such traffic
+            told = self.resolve(ends.source)
+            if len(told) == 1 and told[0].ends is not None:
+                return told[0].ends
         inherited = [each for each in owner if each.ends is not None]
         if inherited:  # "its latency" of the traffic between A and B; "their packets" after the same
             mine = inherited[0].ends
@@ -126,7 +163,7 @@ class Subjects:
             raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not said which workloads are meant")
         predicates = []
         for group in groups:
-            if group.quantifier == "bad":
+            if group.quantifier in {"bad", "none", "other", "no other", "nobody"}:
                 raise refused(
                     RefusalKind.NOT_UNDERSTOOD,
                     "such a quantifier is no limit that holds for all or for at least so many",
@@ -183,6 +220,8 @@ class Subjects:
         if ends.mutual:
             if ends.source == ends.target:
                 parts = apart(ends.source)
+                if len(parts) == 1 and parts[0].singular:
+                    raise refused(RefusalKind.AMBIGUOUS, "it is not said between whom", "name both")
                 if len(parts) == 2:
                     return [Flow(self.workloads(parts[:1]), self.peers(parts[1:]), "both")]
             return [Flow(self.workloads(ends.source), self.peers(ends.target), "both")]
@@ -207,6 +246,12 @@ class Subjects:
         if group.direction == "from_subjects":
             return "from_subjects"
         return "to_subjects" if group.direction == "to_subjects" else default
+
+
+def _is_one(group: Group) -> bool:
+    """Whether it is one workload by its name."""
+    named = isinstance(group.selector, Said) and any(isinstance(e, Named) for e in group.selector.mention.senses)
+    return named and not group.plural and group.ends is None and (group.kind or "") in WORKLOADS
 
 
 def _sort(group: Group) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from intents.model.intent import IsolationRule, RouteRule
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import refused
 from intents.translation.embedded.limits import is_single, way_points
 from intents.translation.embedded.lists import WORKLOADS
+from intents.translation.embedded.refusals import refused
 from intents.translation.embedded.routing import Made, Routing, negated_of
 from intents.translation.embedded.subjects import Flow, Who, apart
 from intents.translation.embedded.tree import Clause, Complement, Everything, Join, Minus, Verb
@@ -36,6 +37,8 @@ class Talking(Routing):
                 and flows_only
                 and verb.kind in {"exchange", "send", "receive", "have", "talk", "block"}
             ):
+                if each.negated:
+                    raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear what the negation belongs to")
                 if any(group.quantifier == "none" for group in each.groups) and not clause.negated:
                     clause = negated_of(clause)
                 continue
@@ -49,6 +52,23 @@ class Talking(Routing):
             else:
                 rest.append(each)
         positive_verbs = {"isolate", "block"}
+        nobody = [each for _, each in peers if any(group.quantifier == "none" for group in each.groups)]
+        if nobody:  # may talk to nobody except claims
+            if (
+                len(peers) > 1
+                or len(nobody[0].groups) > 1
+                or clause.negated
+                or clause.only
+                or verb.kind in positive_verbs
+            ):
+                raise refused(RefusalKind.NOT_UNDERSTOOD, "two negations in one clause")
+            clause = negated_of(clause)
+            told = replace(nobody[0], groups=tuple(replace(group, quantifier="") for group in nobody[0].groups))
+            peers = [(peers[0][0], told)]
+        alike = clause.negated and len(peers) > 1 and len({role for role, _ in peers}) == 1
+        if alike and all(each.linked in {"nor", "or"} and not each.only for _, each in peers[1:]):  # nor with B
+            groups = tuple(group for _, each in peers for group in each.groups)
+            peers = [(peers[0][0], replace(peers[0][1], groups=groups))]
         negated = clause.negated != (verb.kind in positive_verbs)
         if peers and not clause.negated and all(each.negated for _, each in peers):  # talk to neither A nor B
             negated = not negated

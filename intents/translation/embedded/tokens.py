@@ -19,20 +19,27 @@ _TOKEN = re.compile(
     r"(?P<quoted>\"[^\"\n]{1,253}\"|“[^”\n]{1,253}”|«[^»\n]{1,253}»|`[^`\n]{1,253}`"
     r"|(?<![^\s(,;:])['‘][^'’\n]{1,253}['’](?![^\W_]))"
     r"|(?P<word>(?:[^\W_]|[̀-ͯ])+)"
-    r"|(?P<sign>[<>]=?|[≤≥])"
+    r"|(?P<sign><[-=]>|[↔⇔]|[-=]>|[→⇒]|[<>]=?|[≤≥])"
     r"|(?P<mark>\S)"
 )
 _APOSTROPHES = frozenset("'’ʼ`´")
 _NOT = {"won": "will", "can": "can", "shan": "shall", "ca": "can", "ain": "is"}
+# Typed without the apostrophe: "dont", "isnt".
+_BARE_NOT = {
+    f"{verb}nt": _NOT.get(verb, verb)
+    for verb in ("do", "does", "did", "is", "are", "was", "must", "should", "would", "could", "need", "has", "have")
+} | {"cant": "can", "wont": "will"}
 _ENDINGS = {"re": "are", "ll": "will", "ve": "have", "m": "am", "d": "would"}
 _IS_AFTER = frozenset({"it", "that", "there", "what", "here", "which", "who", "he", "she", "everything"})
 _SIGNS = {"<": "lt", "<=": "lteq", "≤": "lteq", ">": "gt", ">=": "gteq", "≥": "gteq"}
+_SIGNS |= dict.fromkeys(("->", "=>", "→", "⇒"), "->") | dict.fromkeys(("<->", "<=>", "↔", "⇔"), "<->")
 # Bullets and numbers in front of the parts of a list: at the beginning of a line, numbers behind a full stop too.
 _BULLET = re.compile(
     r"(?:^[ \t]*[-*•–]|(?:^[ \t]*|(?<=[.;:!?])[ \t]+)(?:\(?(?:\d{1,2}|[a-z])\)|\d{1,2}\.))"
     r"(?=[ \t])",
     re.MULTILINE,
 )
+_SHORTENED = frozenset({"max", "min", "approx", "incl", "excl"})
 _INNER = frozenset("-‐‑–._/:@+")
 SPLITTERS = frozenset(".!?;\n")
 
@@ -96,9 +103,10 @@ def _pieces(sentence: str) -> list[Token]:
         if match.lastgroup == "word":
             word = Token(start, end, text, fold(text), "word", pending, starts_line=line)
             pending = ""
-            if word.norm == "cannot":
+            if word.norm == "cannot" or word.norm in _BARE_NOT:
+                verb = _BARE_NOT.get(word.norm, "can")
                 pieces += [
-                    replace(word, norm="can", end=start + 3),
+                    replace(word, norm=verb, end=start + 3),
                     replace(word, norm="not", start=start + 3, glue=" "),
                 ]
             else:
@@ -118,6 +126,10 @@ def _pieces(sentence: str) -> list[Token]:
         if between_words and (text in _INNER or text in _APOSTROPHES):
             pending = text
             continue
+        if text in "&+" and gap and sentence[end : end + 1].isspace():
+            pieces.append(Token(start, end, text, "and"))
+            pending = " "
+            continue
         if _abbreviation_ends(text, start, pieces, sentence):
             pieces[-1] = replace(pieces[-1], end=end, text=sentence[pieces[-1].start : end])
             continue
@@ -132,7 +144,9 @@ def _pieces(sentence: str) -> list[Token]:
 
 
 def _abbreviation_ends(text: str, start: int, pieces: list[Token], sentence: str) -> bool:
-    """Whether this full stop closes an abbreviation such as `U.S.` rather than the sentence."""
+    """Whether this full stop closes an abbreviation such as `U.S.` or `max.` rather than the sentence."""
+    if text == "." and pieces and pieces[-1].end == start and pieces[-1].norm in _SHORTENED:
+        return sentence[start + 1 :].lstrip()[:1].isdigit()
     if text != "." or not pieces or pieces[-1].end != start or pieces[-1].glue != ".":
         return False
     return len(pieces[-1].text) == 1 and sentence[start + 1 : start + 2] != ""
@@ -149,6 +163,9 @@ def _contractions(pieces: list[Token]) -> list[Token]:
                 result.append(replace(token, norm="not", glue=" "))
                 continue
             if token.norm == "s":
+                if before.norm == "let":  # let's
+                    result[-1] = replace(before, norm="lets", end=token.end)
+                    continue
                 is_verb = before.norm in _IS_AFTER
                 result.append(replace(token, norm="is" if is_verb else "'s", glue=" "))
                 continue

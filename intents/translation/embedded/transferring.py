@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from intents.model.intent import PlacementRule, Strength, TransferRule
 from intents.model.refusal import RefusalKind
-from intents.translation.embedded.grounding import Refused, refused
 from intents.translation.embedded.placing import NODE, Placing
+from intents.translation.embedded.refusals import Refused, refused
 from intents.translation.embedded.routing import NETWORK, Made
 from intents.translation.embedded.tree import Clause, Complement, Verb
 

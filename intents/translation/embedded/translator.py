@@ -9,22 +9,22 @@ the likeliest reading makes no rule. It never answers with a part of the sentenc
 
 from __future__ import annotations
 
-import hashlib
 import time
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from intents.knowledge.base import knowledge
-from intents.model.intent import IntentMetadata, PrivacyIntent
+from intents.model.intent import IntentMetadata, PrivacyIntent, intent_name
 from intents.model.refusal import Refusal, RefusalKind
 from intents.translation.embedded.clauses import Clauses
 from intents.translation.embedded.diagnosis import diagnose
-from intents.translation.embedded.grounding import Grounder, Refused
+from intents.translation.embedded.grounding import Grounder
 from intents.translation.embedded.lexicon import lexicon
 from intents.translation.embedded.meaning import specs_of
 from intents.translation.embedded.mentions import Spotter
 from intents.translation.embedded.phrases import Phrases
+from intents.translation.embedded.refusals import Refused
 from intents.translation.embedded.spans import spans_of
 from intents.translation.embedded.tokens import tokenize
 from intents.translation.embedded.vocabulary import Vocabulary, vocabulary_of
@@ -82,7 +82,9 @@ class EmbeddedTranslator:
             grounder = Grounder(vocabulary)
             try:
                 specs = specs_of(clauses, vocabulary, grounder)
-                intent = PrivacyIntent(metadata=IntentMetadata(name=_name(sentence), sentence=sentence), specs=specs)
+                intent = PrivacyIntent(
+                    metadata=IntentMetadata(name=intent_name(sentence), sentence=sentence), specs=specs
+                )
             except Refused as refusal:
                 reasons.append(refusal.refusal)
                 if refusal.final:
@@ -114,8 +116,3 @@ def _reason(reasons: list[Refusal], sentence: str, tokens: object, furthest: int
         else "there are no words",
         "say it in short sentences: who, must or must not, where",
     )
-
-
-def _name(sentence: str) -> str:
-    """Return a name for the intent that is the same for the same sentence."""
-    return "intent-" + hashlib.sha256(sentence.encode()).hexdigest()[:12]

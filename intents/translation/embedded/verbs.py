@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from intents.translation.embedded.phrases import Phrases
 
 
+_MOVES = frozenset({"reschedule", "redeploy", "rehost", "reassign"})
+
+
+def is_move(lemma: str) -> bool:
+    """Whether a condition of this verb ("if A is rescheduled") speaks of a migration."""
+    return lemma in _MOVES or verb_class()[lemma] == "migrate"
+
+
 @dataclass(frozen=True, slots=True)
 class Auxiliaries:
     """What stood in front of the verb."""
@@ -64,6 +72,8 @@ class VerbGroups:
         ]
         # "must neither leave the EU nor ..."; `either` says nothing, and `or` behind it is judged where it stands
         found += [(last, "CORR", value) for last, value in self._p.lex(position, "CORR") if value != "both"]
+        if aux.be and not aux.modal and aux.words > 1:  # "is only ever to be hosted"
+            found += [(last, "MODAL", "must") for last, _ in self._p.lex(position, "TO")]
         if not found:
             return None
         last, category, value = max(found, key=lambda each: each[0])

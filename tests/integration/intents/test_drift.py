@@ -77,7 +77,7 @@ class RealWorld:
 
     def close(self, checks: Sequence[Check]) -> None:
         given = Observed({}, (), INVENTORY, "1").network.addresses
-        addresses = {**given.node_ip, **given.workload_ip}
+        addresses = given.ip
         self.network.store.apply(flows_that_stay(checks, addresses, self.network.store.read()))
 
     def violated(self, violated: Violated) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MANIFESTS = REPOSITORY / "manifests"
 CRD = MANIFESTS / "base" / "crd" / "llmpipelines.yaml"
-KUSTOMIZATIONS = ("base", "overlays/dev", "overlays/gpu", "samples/by-hand", "monitoring")
+KUSTOMIZATIONS = ("base", "overlays/dev", "overlays/gpu", "samples/by-hand", "samples/intents", "monitoring")
 FILES = (
     *(f"samples/{file.name}" for file in sorted((MANIFESTS / "samples").glob("*.yaml"))),
     "knative/config-features.yaml",

@@ -66,9 +66,16 @@ def test_memory_and_folders_have_bounds(pods: list[Any]) -> None:
             assert "emptyDir" not in volume or "sizeLimit" in volume["emptyDir"], f"{name}: {volume['name']}"
 
 
-def test_only_the_operator_has_a_token_of_the_api_server(pods: list[Any]) -> None:
+def test_only_the_operator_and_the_function_of_intents_have_a_token_of_the_api_server(pods: list[Any]) -> None:
+    """The operator makes what pipelines consist of; what intents come to are objects of the cluster too."""
     with_token = {name for name, pod, _ in pods if pod.get("automountServiceAccountToken", "serviceAccountName" in pod)}
-    assert with_token == {"Deployment midstream-operator"}
+    assert with_token == {"Deployment midstream-operator", "Service midstream-intent"}
+
+
+def test_an_account_gives_its_token_only_where_the_pod_cannot_ask_for_it(build: Callable[[str], Objects]) -> None:
+    accounts = [obj for part in PARTS for obj in build(part) if obj["kind"] == "ServiceAccount"]
+    giving = {obj["metadata"]["name"] for obj in accounts if obj.get("automountServiceAccountToken", True)}
+    assert giving == {"midstream-intent"}  # Knative takes no such field from a Service
 
 
 def test_keys_and_tokens_are_not_in_commands_or_values(pods: list[Any]) -> None:
@@ -89,7 +96,7 @@ def test_the_key_of_a_node_is_seen_by_its_own_pod_only_and_stays_in_memory(build
     assert volumes[state]["emptyDir"]["medium"] == "Memory"
 
 
-@pytest.mark.parametrize("part", ["base", "overlays/dev", "overlays/gpu"])
+@pytest.mark.parametrize("part", ["base", "overlays/dev", "overlays/gpu", "samples/intents"])
 def test_rights_are_named_one_by_one(build: Callable[[str], Objects], part: str) -> None:
     for obj in build(part):
         for rule in obj.get("rules", []) if obj["kind"] in {"Role", "ClusterRole"} else []:
@@ -109,18 +116,31 @@ def test_the_operator_cannot_list_secrets_and_reads_only_nodes_cluster_wide(buil
     ]
 
 
-def test_nobody_but_the_operator_has_a_role(build: Callable[[str], Objects]) -> None:
+@pytest.mark.parametrize(("part", "account"), [("base", "midstream-operator"), ("samples/intents", "midstream-intent")])
+def test_nobody_else_has_a_role(build: Callable[[str], Objects], part: str, account: str) -> None:
     bound = [
-        subject["name"]
-        for obj in build("base")
+        (subject["kind"], subject["namespace"], subject["name"])
+        for obj in build(part)
         if obj["kind"] in {"RoleBinding", "ClusterRoleBinding"}
         for subject in obj["subjects"]
     ]
-    assert set(bound) == {"midstream-operator"}
+    assert set(bound) == {("ServiceAccount", "midstream", account)}
+
+
+def test_what_the_function_of_intents_may_change_of_a_namespace_it_may_where_it_is_bound(
+    build: Callable[[str], Objects],
+) -> None:
+    objects = build("samples/intents")
+    (everywhere,) = (obj["roleRef"]["name"] for obj in objects if obj["kind"] == "ClusterRoleBinding")
+    (role,) = (obj for obj in objects if (obj["kind"], obj["metadata"]["name"]) == ("ClusterRole", everywhere))
+    for rule in role["rules"]:
+        assert rule["apiGroups"] == ["admissionregistration.k8s.io"] or rule["verbs"] == ["list"], rule
+    assert not any("secrets" in rule["resources"] for obj in objects for rule in obj.get("rules", []))
 
 
 def test_what_is_not_allowed_is_denied(build: Callable[[str], Objects]) -> None:
-    policies = {obj["metadata"]["name"]: obj["spec"] for obj in build("base") if obj["kind"] == "NetworkPolicy"}
+    objects = [*build("base"), *build("samples/intents")]
+    policies = {obj["metadata"]["name"]: obj["spec"] for obj in objects if obj["kind"] == "NetworkPolicy"}
     deny = policies.pop("midstream-default-deny")
     assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     for name, policy in policies.items():
@@ -133,7 +153,8 @@ def test_what_is_not_allowed_is_denied(build: Callable[[str], Objects]) -> None:
 
 
 def test_every_pod_is_meant_by_a_policy(build: Callable[[str], Objects], pods: list[Any]) -> None:
-    policies = [obj["spec"] for obj in build("base") if obj["kind"] == "NetworkPolicy"]
+    objects = [*build("base"), *build("samples/intents")]
+    policies = [obj["spec"] for obj in objects if obj["kind"] == "NetworkPolicy"]
     selectors = [policy["podSelector"]["matchLabels"] for policy in policies if policy["podSelector"]]
     for name, _, labels in pods:
         if not name.startswith("ClusterServingRuntime"):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.integration.manifests.conftest import Objects
+
+WITH_FUNCTIONS = ("samples/by-hand", "samples/intents")
 
 
 def _one(objects: Objects, kind: str, name: str) -> dict[str, Any]:
@@ -21,7 +25,7 @@ def _images(objects: Objects) -> set[str]:
 
 
 def test_everything_of_a_namespace_is_in_one(build: Callable[[str], Objects]) -> None:
-    for part in ("base", "overlays/dev", "overlays/gpu", "samples/by-hand", "monitoring"):
+    for part in ("base", "overlays/dev", "overlays/gpu", "samples/by-hand", "samples/intents", "monitoring"):
         assert {obj["metadata"].get("namespace", "midstream") for obj in build(part)} == {"midstream"}, part
 
 
@@ -65,8 +69,9 @@ def test_a_node_may_use_less_memory_than_its_container_has(build: Callable[[str]
         assert size(f"{volumes['models']['sizeLimit']}B") <= size(f"{limits['ephemeral-storage']}B")
 
 
-def test_triggers_lead_to_functions_of_the_same_pipeline(build: Callable[[str], Objects]) -> None:
-    objects = build("samples/by-hand")
+@pytest.mark.parametrize("part", WITH_FUNCTIONS)
+def test_triggers_lead_to_functions_of_the_same_pipeline(build: Callable[[str], Objects], part: str) -> None:
+    objects = build(part)
     broker = _one(build("base"), "Broker", "midstream")["metadata"]["name"]
     triggers = [obj for obj in objects if obj["kind"] == "Trigger"]
     functions = [o["metadata"]["name"] for o in objects if o["apiVersion"] == "serving.knative.dev/v1"]
@@ -78,17 +83,19 @@ def test_triggers_lead_to_functions_of_the_same_pipeline(build: Callable[[str], 
         ]
 
 
-def test_the_local_broker_reads_the_same_triggers(build: Callable[[str], Objects]) -> None:
+@pytest.mark.parametrize("part", WITH_FUNCTIONS)
+def test_the_local_broker_reads_the_same_triggers(build: Callable[[str], Objects], part: str) -> None:
     from controller.platform.broker.manifest import TriggerManifest
 
-    for obj in build("samples/by-hand"):
+    for obj in build(part):
         if obj["kind"] == "Trigger":
             TriggerManifest.model_validate(obj)
 
 
 def test_accounts_that_pods_name_are_there(build: Callable[[str], Objects]) -> None:
-    accounts = {obj["metadata"]["name"] for obj in build("base") if obj["kind"] == "ServiceAccount"}
-    for part in ("base", "samples/by-hand"):
+    for part in ("base", *WITH_FUNCTIONS):
+        objects = [*build("base"), *build(part)]
+        accounts = {obj["metadata"]["name"] for obj in objects if obj["kind"] == "ServiceAccount"}
         for obj in build(part):
             if "template" in obj.get("spec", {}):
                 assert obj["spec"]["template"]["spec"]["serviceAccountName"] in accounts

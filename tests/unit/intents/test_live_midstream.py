@@ -1,5 +1,6 @@
 """An inventory with a running pipeline in it: where its stages are, and what the file says of them."""
 
+import json
 from typing import Any
 
 import httpx
@@ -7,8 +8,20 @@ import pytest
 import yaml
 
 from intents.errors import InventoryError
-from intents.live_midstream import PIPELINE, MidstreamSource, RunningPipeline, merged, read_running
+from intents.live_midstream import (
+    PIPELINE,
+    Change,
+    HeadAway,
+    LayoutRefused,
+    MidstreamSource,
+    RunningPipeline,
+    merged,
+    read_running,
+    with_stages,
+)
 from intents.model.inventory import Inventory, parse_inventory
+from intents.proof.observed import Observed
+from intents.relocation import Placed
 
 STATUS: dict[str, Any] = {
     "model": "m",
@@ -49,17 +62,21 @@ def source(answer: Any, here: str | None = None, told: list[httpx.Request] | Non
 class TestReading:
     def test_a_head_is_asked_with_its_token(self):
         told: list[httpx.Request] = []
-        assert source(STATUS, told=told).read() == RunningPipeline("smollm", ("edge-1", "edge-2"), 3)
+        read = source(STATUS, told=told).read()
+        assert read == RunningPipeline("smollm", ("edge-1", "edge-2"), 3, layers=(15, 15))
         assert str(told[0].url) == "http://127.0.0.1:8000/midstream/v1/status"
         assert told[0].headers["authorization"] == "Bearer s3cret"
 
     def test_a_pipeline_that_sleeps_is_where_it_will_wake(self):
         asleep = STATUS | {"stages": [], "layers": "10@edge-2, 10 , 10@edge-1"}
-        assert source(asleep, "head").read() == RunningPipeline("smollm", ("edge-2", "head", "edge-1"), 3, awake=False)
+        read = source(asleep, "head").read()
+        assert (read.nodes, read.layers, read.awake) == (("edge-2", "head", "edge-1"), (10, 10, 10), False)
 
     def test_stages_beside_the_head_need_the_name_of_its_machine(self):
-        beside = STATUS | {"stages": [{"index": 0, "node": "local"}]}
-        assert source(beside, "head").read().nodes == ("head",)
+        beside = STATUS | {"layers": "30", "stages": [{"index": 0, "node": "local"}]}
+        read = source(beside, "head").read()
+        assert (read.nodes, read.beside) == (("head",), "head")
+        assert read.written([Placed(10, "head"), Placed(20, "edge-1")]) == "10,20@edge-1"
         with pytest.raises(InventoryError, match="say which node of the inventory that is"):
             source(beside).read()
 
@@ -74,6 +91,8 @@ class TestReading:
             (httpx.Response(200, text="hello"), "makes no sense"),
             ({"epoch": 3}, "makes no sense: layers"),
             (STATUS | {"stages": [{"index": 0}]}, r"makes no sense: stages\.0\.node"),
+            (STATUS | {"layers": "10@edge-1,10@edge-2,10@edge-1"}, "makes no sense: layers"),
+            (STATUS | {"layers": "half,half"}, "makes no sense: layers"),
         ],
     )
     def test_errors_say_what_and_where(self, answer: Any, says: str):
@@ -86,6 +105,55 @@ class TestReading:
             MidstreamSource("http://127.0.0.1:8000", "Smol LM")
         with pytest.raises(InventoryError, match="is no address"):
             MidstreamSource("http://127.0.0.1:x", "smollm")
+
+    def test_the_nodes_that_the_head_has_are_known_also_without_stages(self):
+        spares = STATUS | {"spare_stages": {"edge-1": 2, "edge-3": 0, "local": 1}, "boot": "b7"}
+        assert source(spares, "head").read().there == {"edge-1", "edge-3", "head"}
+        assert source(spares).read().there == {"edge-1", "edge-3"}
+        assert source(spares).read().boot == "b7"
+
+
+REPORT = {"id": "change-1", "state": "committed", "reason": None, "total_ms": 367.0, "pause_ms": None, "rounds": 0}
+
+
+class TestAsking:
+    def test_a_layout_is_asked_for_with_a_key_and_all_kv_computed_again(self):
+        told: list[httpx.Request] = []
+        assert source(REPORT, told=told).ask_for("30@edge-1", "/me#1") == Change(
+            id="change-1", state="committed", total_ms=367.0
+        )
+        assert json.loads(told[0].content) == {"layers": "30@edge-1", "method": "recompute"}
+        assert (told[0].headers["idempotency-key"], told[0].headers["authorization"]) == ("/me#1", "Bearer s3cret")
+
+    def test_the_end_of_a_change_is_waited_for(self):
+        told: list[httpx.Request] = []
+        assert source(REPORT, told=told).await_end("change-1").state == "committed"
+        assert str(told[0].url) == "http://127.0.0.1:8000/midstream/v1/reconfigurations/change-1?wait=30.0"
+
+    @pytest.mark.parametrize(
+        ("kind", "passing"),
+        [("busy", True), ("guard_silent", True), ("asleep", True), ("forbidden", False), ("unchanged", False)],
+    )
+    def test_a_refusal_has_its_reason_and_says_whether_it_passes(self, kind: str, passing: bool):
+        refusal = httpx.Response(409, json={"error": {"type": kind, "message": "so it is"}})
+        with pytest.raises(LayoutRefused, match="so it is") as refused:
+            source(refusal).ask_for("30", "/me#1")
+        assert (refused.value.kind, refused.value.passing) == (kind, passing)
+
+    @pytest.mark.parametrize(
+        ("answer", "error", "says"),
+        [
+            (httpx.ReadTimeout(""), HeadAway, "cannot be reached: ReadTimeout"),
+            (httpx.Response(502, text="gateway"), HeadAway, "HTTP 502"),
+            (httpx.Response(401, json={"error": {"type": "access_denied", "message": "no"}}), InventoryError, "TOKEN"),
+            (REPORT | {"state": "odd"}, InventoryError, "its report makes no sense: state"),
+            (httpx.Response(200, text="hello"), InventoryError, "its report makes no sense"),
+        ],
+    )
+    def test_errors_say_what(self, answer: Any, error: type[Exception], says: str):
+        with pytest.raises(error, match=says) as raised:
+            source(answer).ask_for("30", "/me#1")
+        assert "s3cret" not in str(raised.value)
 
 
 class TestMerging:
@@ -131,3 +199,30 @@ class TestMerging:
     def test_two_pipelines_of_one_name_are_an_error(self):
         with pytest.raises(InventoryError, match="two running pipelines are named 'smollm'"):
             merged(inventory(), [RunningPipeline("smollm", ("edge-1",), 1)] * 2)
+
+
+class TestObserving:
+    """Who reads a cluster sees pods; stages stand beside them where the head says."""
+
+    def test_stages_are_added_to_what_a_cluster_has(self):
+        running = RunningPipeline("smollm", ("edge-1", "edge-2"), 1)
+        file = merged(inventory({"name": "smollm", "labels": {"midstream.dev/data": "health"}}), [running])
+        cluster = inventory({"name": "billing", "node": "edge-2"})
+        seen = with_stages(Observed({"billing": ("edge-2",)}, (), cluster, cluster.version), file, running)
+        assert seen.placement == {
+            "billing": ("edge-2",),
+            "smollm-stage-0": ("edge-1",),
+            "smollm-stage-1": ("edge-2",),
+        }
+        assert seen.inventory.workload["smollm-stage-1"].labels["midstream.dev/data"] == "health"
+        assert (seen.version, seen.inventory.version) == ("7+7+smollm.1", "7+7+smollm.1")
+
+    def test_without_a_pipeline_nothing_is_added(self):
+        seen = Observed({}, (), inventory(), "7")
+        assert with_stages(seen, inventory(), None) is seen
+
+    def test_a_stage_on_a_node_that_the_cluster_has_not_proves_nothing(self):
+        running = RunningPipeline("smollm", ("edge-1",), 1)
+        gone = Inventory(version="8")
+        with pytest.raises(InventoryError, match="a stage on node edge-1, which is not there any more"):
+            with_stages(Observed({}, (), gone, "8"), merged(inventory(), [running]), running)

@@ -4,13 +4,21 @@ import pytest
 
 from intents import planning
 from intents.benchmark.cases import bundled_inventories
-from intents.compilation.compiled import Compiled
-from intents.model.intent import IntentMetadata, IntentSpec, IsolationRule, PlacementRule, PrivacyIntent, RouteRule
+from intents.compilation.compiled import NOTHING, Compiled
+from intents.model.intent import (
+    IntentMetadata,
+    IntentSpec,
+    IsolationRule,
+    PlacementRule,
+    PrivacyIntent,
+    RouteRule,
+    intent_name,
+)
 from intents.model.inventory import Inventory
 from intents.model.labels import DATA, JURISDICTION, TRUST
 from intents.model.predicate import Predicate, both, named, opposite, term
 from intents.model.refusal import Refusal, RefusalKind
-from intents.planning import Plan, intent_name, plan_intent, plan_sentence, same_effect
+from intents.planning import Plan, enforced, plan_intent, plan_sentence, same_effect
 from intents.translation.interface import Translation
 
 CLINIC = bundled_inventories()["clinic"]
@@ -123,6 +131,16 @@ def test_what_the_checker_cannot_prove_is_refused(monkeypatch: pytest.MonkeyPatc
     assert refusal is not None
     assert refusal.kind is RefusalKind.UNTRUSTED
     assert "could not be proven" in refusal.message
+
+
+class TestWhatIsEnforced:
+    def test_is_what_the_active_intents_come_to(self):
+        made = plan_intent(routed(), CLINIC, active=[placed(GERMANY)])
+        assert enforced([placed(GERMANY), routed()], CLINIC) == made.compiled
+
+    def test_is_nothing_without_intents_and_where_they_cannot_be_met_any_more(self):
+        assert enforced([], CLINIC) is NOTHING
+        assert enforced([placed(GERMANY), placed(opposite(GERMANY), "elsewhere")], CLINIC) is NOTHING
 
 
 def test_the_same_words_give_the_same_name():

@@ -1,6 +1,8 @@
 """Watching with a switch store in memory: what is installed there can be spoiled, and ports can go down."""
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,11 +11,25 @@ from typer.testing import CliRunner
 
 from intents import targets as targets_module
 from intents.intent_commands import app
+from intents.live_midstream import (
+    PIPELINE,
+    Change,
+    HeadAway,
+    LayoutRefused,
+    MidstreamSource,
+    RunningPipeline,
+)
+from intents.model.intent import IntentMetadata, IntentSpec, PlacementRule, PrivacyIntent
 from intents.model.inventory import Inventory, read_inventory
+from intents.model.predicate import term
+from intents.mover import Mover, Told
+from intents.proof.drift import Phase
 from intents.proof.drift_loop import Clock, DriftLoop
+from intents.proof.observed import Observed
 from intents.store import IntentStore
 from intents.targets import Targets
 from intents.watching import Watched, with_live_links
+from loadgen.server import free_port
 from tests.unit.intents.test_intent_commands import INVENTORY
 
 if TYPE_CHECKING:
@@ -151,3 +167,166 @@ def test_an_inventory_that_cannot_be_read_proves_nothing(site: Site):
     told = site.types("watch", "--once")
     assert told.exit_code == 2
     assert forwarding() == []
+
+
+class Head:
+    """A pipeline beside what the file has, its name the last of all: the others' derived addresses stay as they are."""
+
+    def __init__(self) -> None:
+        self.running = RunningPipeline(
+            "zephyr", ("ward-1", "ward-2"), 1, layers=(15, 15), there=frozenset({"ward-1", "ward-2"})
+        )
+        self.asked: list[str] = []
+        self.away = False
+        self.refusal: Exception | None = None
+
+    def read(self) -> RunningPipeline:
+        if self.away:
+            raise HeadAway("away")
+        return self.running
+
+    def ask_for(self, layers: str, key: str) -> Change:
+        self.asked.append(layers)
+        if self.refusal is not None:
+            raise self.refusal
+        stages = [stage.split("@") for stage in layers.split(",")]
+        self.running = replace(
+            self.running,
+            nodes=tuple(node for _, node in stages),
+            layers=tuple(int(count) for count, _ in stages),
+            epoch=self.running.epoch + 1,
+        )
+        return Change(id="change-1", state="committed")
+
+    def await_end(self, change: str) -> Change:
+        raise AssertionError("the change had ended")
+
+
+TRUSTED = PrivacyIntent(
+    metadata=IntentMetadata(name="trusted"),
+    specs=(
+        IntentSpec(
+            subjects=term(PIPELINE, "zephyr"), placement=(PlacementRule(nodes=term("midstream.dev/trust", "trusted")),)
+        ),
+    ),
+)
+
+
+class TestRunningPipeline:
+    """Layers leave a node that is not trusted any more."""
+
+    @pytest.fixture
+    def head(self) -> Head:
+        return Head()
+
+    @pytest.fixture
+    def loop(self, site: Site, head: Head) -> DriftLoop:
+        site.change("midstream.dev/trust: certified", "midstream.dev/trust: trusted")  # ward-2
+        IntentStore(site.state).put(TRUSTED)
+        self.moves: list[Told] = []
+        watched = site.watched()
+        watched.ask_head = head.read
+        watched.mover = Mover(head, lambda _: None, self.moves.append)
+        ticks = itertools.count()
+        return DriftLoop(watched, Clock(lambda: float(next(ticks))))
+
+    def untrust(self, site: Site) -> None:
+        text = site.inventory.read_text()
+        first, second = text.split("name: ward-2", 1)
+        second = second.replace("midstream.dev/trust: trusted", "midstream.dev/trust: untrusted", 1)
+        site.inventory.write_text(f"{first}name: ward-2{second}")
+
+    def test_layers_leave_and_the_time_until_then_is_measured(self, site: Site, head: Head, loop: DriftLoop):
+        loop.step()
+        assert (site.told, loop.settled, head.asked) == ([], [], [])
+        self.untrust(site)
+        loop.step()
+        assert [each.intent for each in site.told] == ["trusted"]
+        assert "zephyr-stage-1" in site.told[0].reason
+        assert (head.asked, [each.what for each in self.moves]) == (["30@ward-1"], ["requested", "moved"])
+        (settled,) = loop.settled
+        assert (settled.how, 0 < settled.detect_s < settled.compliant_s) == ("re-established", True)
+        loop.step()
+        assert len(head.asked) == 1
+
+    def test_what_cannot_be_moved_is_never_called_closed(self, site: Site, head: Head, loop: DriftLoop):
+        head.refusal = LayoutRefused("the intents forbid it", "forbidden")
+        self.untrust(site)
+        for _ in range(3):
+            loop.step()
+        assert (loop.settled, loop.drift.phase, len(head.asked)) == ([], Phase.CLOSED, 1)
+        assert [each.what for each in self.moves] == ["requested", "not moved"]
+        head.refusal = None
+        site.inventory.write_text(site.inventory.read_text().replace("version: 2", "version: 3"))
+        loop.step()
+        assert loop.settled[-1].how == "re-established"
+
+    def test_stages_count_where_a_cluster_says_what_else_runs(
+        self, site: Site, loop: DriftLoop, monkeypatch: pytest.MonkeyPatch
+    ):
+        def only_pods(_: Targets, inventory: Inventory) -> Observed:
+            return Observed({}, (), inventory.model_copy(update={"workloads": ()}), inventory.version)
+
+        monkeypatch.setattr(Targets, "observe", only_pods)
+        placement = loop._world.observe().placement
+        assert placement == {"zephyr-stage-0": ("ward-1",), "zephyr-stage-1": ("ward-2",)}
+
+    def test_without_a_mover_it_is_only_told(self, site: Site, head: Head, loop: DriftLoop):
+        watched = loop._world
+        assert isinstance(watched, Watched)
+        watched.mover = None
+        self.untrust(site)
+        loop.step()
+        assert (head.asked, loop.settled, [each.intent for each in site.told]) == ([], [], ["trusted"])
+
+    def test_a_head_that_is_away_moves_nothing_and_cuts_nothing_off(self, site: Site, head: Head, loop: DriftLoop):
+        loop.step()
+        before = forwarding()
+        head.away = True
+        loop.step()
+        assert (loop.drift.phase, forwarding()) == (Phase.WATCHING, before)
+        self.untrust(site)
+        loop.step()
+        assert [each.intent for each in site.told] == ["trusted"]  # the stages count where they were last
+
+
+class TestCommands:
+    """`--head` of `watch` and `check`."""
+
+    @pytest.fixture
+    def url(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> str:
+        IntentStore(site.state).put(TRUSTED)  # ward-2 is certified, not trusted
+        head = Head()
+        monkeypatch.setattr(MidstreamSource, "read", lambda _: head.read())
+        monkeypatch.setattr(MidstreamSource, "ask_for", lambda _, layers, key: head.ask_for(layers, key))
+        return "http://127.0.0.1:1"
+
+    def test_layers_are_moved_unless_told_otherwise_and_check_sees_them(self, site: Site, url: str):
+        assert site.types("check").exit_code == 2  # the intent is about no workload of the file: nothing is proven
+        checked = site.types("check", "--head", url, "--pipeline", "zephyr", "--json")
+        assert (checked.exit_code, "zephyr-stage-1" in checked.stdout) == (2, True)
+        only_told = site.types("watch", "--once", "--head", url, "--pipeline", "zephyr", "--no-move")
+        assert (only_told.exit_code, "requested" in only_told.stdout) == (2, False)
+        told = site.types("watch", "--once", "--head", url, "--pipeline", "zephyr")
+        lines = [json.loads(line) for line in told.stdout.splitlines()]
+        assert (told.exit_code, [next(iter(line)) for line in lines]) == (
+            0,
+            ["violated", "requested", "moved", "settled"],
+        )
+        assert (lines[1]["intents"], lines[1]["from"], lines[1]["to"]) == (
+            ["trusted"],
+            "15@ward-1,15@ward-2",
+            "30@ward-1",
+        )
+        assert site.types("check", "--head", url, "--pipeline", "zephyr").exit_code == 0
+
+    def test_a_broker_that_is_away_is_told_and_hinders_nothing(self, site: Site, url: str):
+        broker = f"http://127.0.0.1:{free_port()}"
+        told = site.types("watch", "--once", "--head", url, "--pipeline", "zephyr", "--broker", broker)
+        (requested,) = [json.loads(line) for line in told.stdout.splitlines() if "requested" in line]
+        assert told.exit_code == 0
+        assert requested["why"].startswith(f"the event could not be published: {broker}")
+
+    def test_what_is_no_name_of_a_pipeline_is_refused(self, site: Site, url: str):
+        told = site.types("watch", "--once", "--head", url, "--pipeline", "Not A Name")
+        assert (told.exit_code, "no name of a pipeline" in told.stderr) == (1, True)

@@ -109,8 +109,8 @@ def _changes(draw: st.DrawFn) -> tuple[Inventory, list, Inventory, list]:
     return inventory, old, Inventory.model_construct(**fields, links=links), new
 
 
-def _steps(change: tuple[Inventory, list, Inventory, list]) -> Iterator[tuple[Network, Compiled, bool]]:
-    """Go through the states of the network, each with whether all new drops are in place."""
+def _steps(change: tuple[Inventory, list, Inventory, list]) -> Iterator[tuple[Network, Compiled, Compiled]]:
+    """Go through the states of the network once all new drops are in place, each with the old plan and the new one."""
     inventory, old_intents, changed, new_intents = change
     old, new = compile_intents(inventory, old_intents), compile_intents(changed, new_intents)
     assume(isinstance(old, Compiled) and isinstance(new, Compiled))
@@ -122,11 +122,11 @@ def _steps(change: tuple[Inventory, list, Inventory, list]) -> Iterator[tuple[Ne
             continue
         if not (step.action == "add" and not step.body["treatment"]["instructions"]):
             if dropping:
-                yield network, new, False
+                yield network, old, new
             dropping = False
         (network.add if step.action == "add" else network.remove)(step.body)
         if not dropping:
-            yield network, new, step is steps[-1]
+            yield network, old, new
     final = Network(changed, new.flows)
     assert network.tables() == final.tables()
 
@@ -134,10 +134,10 @@ def _steps(change: tuple[Inventory, list, Inventory, list]) -> Iterator[tuple[Ne
 @thorough
 @given(_changes())
 def test_nothing_forbidden_passes_while_rules_are_replaced(change: tuple[Inventory, list, Inventory, list]) -> None:
-    _, _, inventory, intents = change
+    before, _, inventory, intents = change
     every = oracle.specs(intents)
-    for network, new, _ in _steps(change):
-        where = _where(inventory, new)
+    for network, old, new in _steps(change):
+        were, where = _where(before, old), _where(inventory, new)
         about, cut = oracle.rules_about(inventory, every, where), oracle.isolated(inventory, every)
         for pair in {*about, *cut}:
             node = oracle.node_of(pair[0], where)
@@ -149,6 +149,8 @@ def test_nothing_forbidden_passes_while_rules_are_replaced(change: tuple[Invento
             if walk.node is not None:
                 assert pair not in cut
                 possible = oracle.compliant(inventory, hard, pair, where)
+                if walk.node == oracle.node_of(pair[1], were):  # to where the target was: fine, on an allowed path
+                    possible += oracle.compliant(inventory, hard, pair, where | {pair[1][1]: walk.node})
                 alone = (walk.path[:1], ())  # to where the target was, on the switch of where it will be
                 if all(oracle.path_meets(inventory, rule, alone) for rule in hard):
                     possible.append(alone)

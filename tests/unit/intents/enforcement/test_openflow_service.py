@@ -62,7 +62,7 @@ def test_a_controller_that_is_away_is_an_error(tmp_path: Path):
     [
         (["--host", "192.0.2.1"], "--host 192.0.2.1 is not loopback: give --tls-cert, --tls-key and --tls-ca"),
         (["--tls-cert", "x"], "--tls-cert, --tls-key and --tls-ca go together"),
-        (["--host", "here"], "'here' does not appear to be an IPv4 or IPv6 address"),
+        (["--host", "here"], "--host here is not loopback: give --tls-cert, --tls-key and --tls-ca"),
     ],
 )
 def test_switches_are_not_listened_to_in_the_clear(tmp_path: Path, options: list[str], message: str):

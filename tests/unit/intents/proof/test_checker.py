@@ -385,6 +385,11 @@ class TestRoutesToWhomever:
         report = check([intent(routes=(AVOID_US_ANYBODY,))], observed(inventory, EU_WAY[:3]))
         assert "chat cannot be reached from n2" in why(report)
 
+    def test_subjects_that_are_kept_apart_need_not_reach_each_other(self):
+        inventory = with_labels("workloads", "store", **{DATA: "health"})
+        apart = intent("apart", isolation=(IsolationRule(peers=named("store")),))
+        assert check([intent(routes=(AVOID_US_ANYBODY,)), apart], observed(inventory)).holds
+
     def test_a_preferred_rule_does_not_fail(self):
         soft = AVOID_US_ANYBODY.model_copy(update={"strength": "preferred"})
         assert check([intent(routes=(soft,))], observed(DIAMOND, US_WAY)).holds

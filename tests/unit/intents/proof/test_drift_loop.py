@@ -62,7 +62,7 @@ class PretendedWorld:
     def close(self, checks: Sequence[Check]) -> None:
         self._spend("close")
         given = addressing(self.inventory)
-        self.flows = flows_that_stay(checks, {**given.node_ip, **given.workload_ip}, self.flows)
+        self.flows = flows_that_stay(checks, given.ip, self.flows)
         for name in workloads_to_evict(checks, self.placement):
             del self.placement[name]
 

@@ -62,6 +62,7 @@ class FakeEffects(ChangeEffects):
     def __init__(self, layout: str = "2,2") -> None:
         self.serving = Layout.parse(layout, LAYERS)
         self.calls: list[str] = []
+        self.awaited: list[bool] = []  # of every `prepare`
         self.rounds: list[CopyRound] = []
         self.idle = True
         self.on_switch: Callable[[int], None] = lambda _: None
@@ -107,7 +108,8 @@ class FakeEffects(ChangeEffects):
             raise ChangeUnneeded(f"the pipeline already has the layout {target}")
         return target
 
-    def prepare(self, target: Layout, cost: Cost) -> int:
+    def prepare(self, target: Layout, cost: Cost, *, awaited: bool) -> int:
+        self.awaited.append(awaited)
         with self._called("prepare"):
             self._target = target
             cost.peak_extra_bytes, self.epochs = 4096, self.epochs + 2

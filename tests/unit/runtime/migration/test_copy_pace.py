@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.migration.copy_pace import PacedCopy, PaceRule
+from runtime.migration.copy_pace import HURRIED, PacedCopy, PaceRule
 from runtime.migration.stop_rule import CopyRound
 
 MB = 1_000_000
@@ -21,6 +21,10 @@ class TestRule:
     @pytest.mark.parametrize(("stale_mb", "stale_mb_per_s", "floor_mb"), [(90, 0, 3), (90, 2, 6), (3, 0, 1), (0, 0, 1)])
     def test_the_floor_ends_in_time_and_outruns_decoding(self, stale_mb: float, stale_mb_per_s: float, floor_mb: float):
         assert RULE.floor(stale_mb * MB, stale_mb_per_s * MB) == floor_mb * MB
+
+    def test_who_is_waited_for_copies_within_the_drain_time_of_a_function(self):
+        """25 s are for the first round, those after it, and for what comes before and after copying."""
+        assert HURRIED.longest_s <= 25 / 2 < PaceRule().longest_s
 
     def test_it_begins_with_half_of_the_longest_time(self):
         assert RULE.next(None, 3 * MB, 0.030, 0.030) == 6 * MB

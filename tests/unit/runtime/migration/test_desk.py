@@ -278,6 +278,14 @@ def test_the_world_is_told_of_the_stage_that_moves_and_of_no_other():
     ]
 
 
+def test_a_function_that_comes_or_goes_waits_for_its_change_and_nobody_else_does():
+    bench = make("1,2,1")
+    bench.do(bench.desk.release(1))
+    bench.do(bench.desk.attach(1))
+    bench.apply("2,2")
+    assert bench.effects.awaited == [True, True, False]
+
+
 def test_of_two_instances_the_one_that_came_last_holds_the_stage():
     bench = make("1,2,1")
     assert bench.desk.attach(1, holder="old") is None

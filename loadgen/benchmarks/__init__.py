@@ -1,0 +1,1 @@
+"""Benchmarks of single figures, each a command of `midstream bench`."""

@@ -1,0 +1,1 @@
+"""`midstream bench reconfigure`: what a live re-split costs, beside stock vLLM."""

@@ -1,0 +1,1 @@
+"""`midstream bench soak`: random kills and cuts under load."""
