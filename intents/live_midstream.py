@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from intents.errors import EnforcementError, IntentsError, InventoryError
 from intents.model.inventory import Inventory, Workload
+from intents.model.labels import PIPELINE
 from intents.relocation import Placed
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from intents.proof.observed import Observed
 
-PIPELINE = "midstream.dev/pipeline"
 TOKEN_VARIABLE = "MIDSTREAM_CONTROL_TOKEN"  # noqa: S105 - the variable's name, not its value
 LOCAL_NODE = "local"
 METHOD = "recompute"

@@ -14,9 +14,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from intents.live_midstream import PIPELINE
 from intents.model.inventory import Inventory, Workload
-from intents.model.labels import NAME
+from intents.model.labels import NAME, PIPELINE
 from intents.proof.report import Report
 from intents.proof.transfer import EVERY_STATE, TransferGuard
 

@@ -10,6 +10,9 @@ Other updates pass: pods that were there before the policy could otherwise not e
 away is an update. Whether *they* comply is for the checks to say, not for admission. `failurePolicy: Fail`: where the
 expressions cannot be evaluated, the answer is no.
 
+Pods of a pipeline are not held to what an intent says of the pipeline, by name or by label: the stages in them go where
+the head puts them, and nobody gives these pods an affinity. A pod that says itself what data it has is held to that.
+
 Only required rules are enforced so. An intent without a rule that limits nodes has no policy.
 """
 
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     from intents.compilation.kubernetes import Part
     from intents.compilation.problem import Problem
     from intents.compilation.rules import Rule
-    from intents.model.predicate import Predicate, Term
+    from intents.model.predicate import Conjunction, Predicate, Term
 
 _RULES = [
     {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["pods"]},
@@ -62,9 +65,20 @@ class _Group:
     nodes: tuple[Predicate, ...]
     spread: tuple[Rule, ...] = ()
 
+    @property
+    def parts(self) -> tuple[Conjunction, ...]:
+        """What the intent says of its subjects, as far as pods' labels tell."""
+        parts = self.about.any_of if self.about is not None else ()
+        elsewhere = {labels.NAME, labels.PIPELINE}
+        return tuple(part for part in parts if part.all_of and elsewhere.isdisjoint(each.key for each in part.all_of))
+
 
 def admission_policy(
-    problem: Problem, intent: str, rules: Sequence[Rule], asked_of: Mapping[Rule, frozenset[str]]
+    problem: Problem,
+    intent: str,
+    rules: Sequence[Rule],
+    asked_of: Mapping[Rule, frozenset[str]],
+    by_heads: frozenset[str] = frozenset(),
 ) -> list[dict[str, Any]]:
     """Return the policy of an intent and its binding, or nothing if it has no rule about nodes.
 
@@ -73,8 +87,9 @@ def admission_policy(
         intent: The intent's name.
         rules: Its hard rules.
         asked_of: By `at_least` rule the subjects that are to meet it.
+        by_heads: Workloads that are pipelines or stages.
     """
-    groups = list(_groups(problem, rules, asked_of))
+    groups = [each for each in _groups(problem, rules, asked_of, by_heads) if each.names or each.parts]
     if not groups:
         return []
     variables = [
@@ -95,7 +110,7 @@ def admission_policy(
         if group.nodes:
             allowed = sorted(frozenset.intersection(*map(problem.judge.nodes, group.nodes)))
             validations.extend(_node_validations(problem, intent, group, new, allowed))
-        validations.extend(_spread_validation(problem, intent, rule, new) for rule in group.spread)
+        validations.extend(_spread_validation(problem, intent, rule, group.names, new) for rule in group.spread)
     name = object_name(f"midstream-{intent}")
     policy = {
         "apiVersion": "admissionregistration.k8s.io/v1",
@@ -117,7 +132,9 @@ def admission_policy(
     return [policy, binding]
 
 
-def _groups(problem: Problem, rules: Sequence[Rule], asked_of: Mapping[Rule, frozenset[str]]) -> Iterable[_Group]:
+def _groups(
+    problem: Problem, rules: Sequence[Rule], asked_of: Mapping[Rule, frozenset[str]], by_heads: frozenset[str]
+) -> Iterable[_Group]:
     for number in sorted({rule.id.spec for rule in rules}):
         own = [rule for rule in rules if rule.id.spec == number]
         nodes = [rule.rule.nodes for rule in own if isinstance(rule.rule, PlacementRule) and for_each(rule)]
@@ -128,10 +145,10 @@ def _groups(problem: Problem, rules: Sequence[Rule], asked_of: Mapping[Rule, fro
             if isinstance(rule.rule, IsolationRule):
                 nodes.extend(off_nodes(problem, rule.rule))
         if nodes or spread:
-            yield _Group(tuple(sorted(own[0].subjects)), own[0].about, tuple(nodes), tuple(spread))
+            yield _Group(tuple(sorted(own[0].subjects - by_heads)), own[0].about, tuple(nodes), tuple(spread))
         for rule in own:
             if isinstance(rule.rule, PlacementRule) and rule in asked_of:
-                yield _Group(tuple(sorted(asked_of[rule])), None, (rule.rule.nodes,))
+                yield _Group(tuple(sorted(asked_of[rule] - by_heads)), None, (rule.rule.nodes,))
 
 
 def _node_validations(
@@ -146,16 +163,18 @@ def _node_validations(
         f"!{new} || !has(object.spec.nodeName) || object.spec.nodeName in {_list(['', *allowed])}",
         f"intent {intent}: pods of this workload must not run on this node",
     )
+    if not group.names:
+        return
     yield _validation(
         f"!variables.isBinding || !({_named(problem, group.names)}) || object.target.name in {_list(allowed)}",
         f"intent {intent}: pods of this workload must not be bound to this node",
     )
 
 
-def _spread_validation(problem: Problem, intent: str, rule: Rule, new: str) -> dict[str, str]:
+def _spread_validation(problem: Problem, intent: str, rule: Rule, subjects: Sequence[str], new: str) -> dict[str, str]:
     relation = rule.rule.relation if isinstance(rule.rule, SpreadRule) else "apart"
     each = []
-    for name in sorted(rule.subjects):
+    for name in subjects:
         names = compared_with(problem, name, rule)
         if names and isinstance(rule.rule, SpreadRule):
             wanted = pod_affinity_term(problem, rule.rule.topology, names)
@@ -201,13 +220,8 @@ def _newly(group: _Group) -> str:
 
 def _subject(where: str, group: _Group) -> str:
     values = sorted(map(workload_value, group.names))
-    conditions = [f"('{WORKLOAD}' in {where} && {where}['{WORKLOAD}'] in {_list(values)})"]
-    parts = group.about.any_of if group.about is not None else ()
-    conditions.extend(
-        "(" + " && ".join(_term(where, each) for each in part.all_of) + ")"
-        for part in parts
-        if part.all_of and not any(each.key == labels.NAME for each in part.all_of)
-    )
+    conditions = [f"('{WORKLOAD}' in {where} && {where}['{WORKLOAD}'] in {_list(values)})"] if values else []
+    conditions.extend("(" + " && ".join(_term(where, each) for each in part.all_of) + ")" for part in group.parts)
     return " || ".join(conditions)
 
 

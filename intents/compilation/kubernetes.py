@@ -19,6 +19,8 @@ matches nodes without the label). A node with a new value is not allowed until i
 are used where a rule is about names, and where a value is no legal label. An intent's `at_least` becomes affinity of
 that many of its subjects: those whose chosen nodes meet it, the first by name.
 
+Pipelines and their stages have no objects: their heads place them (`intents.compilation.manifests`).
+
 Caveats. Pod anti-affinity compares the raw values of a label: `DE` and `deu` count as two jurisdictions there. Where
 a workload's pods must share a zone with others, Kubernetes follows whichever pod is scheduled first.
 """

@@ -5,6 +5,14 @@ of its own name. A workload has the labels that all of its pods share: where the
 from when it has a node until it is gone; one that has ended (`Succeeded`, `Failed`) does not, one that is being deleted
 does, as it still holds what it holds.
 
+What the inventory already has is read from the namespace that it has there. The same name elsewhere, and a name that
+several namespaces have and the inventory has not, becomes `<namespace>/<name>`: its labels count, and an intent that
+speaks of the bare name finds nothing, so it does not hold. Only where a pod of another namespace says by its label
+`midstream.dev/workload` that it is a workload of the inventory, it cannot be told who is meant: nothing is read then.
+
+Pods that Midstream itself runs (`midstream.dev/role`) carry their pipeline's label, but are no stages of it: those are
+where the head says (`intents.live_midstream`). So the label is not taken over.
+
 The network part stays as it was (`intents.enforcement.onos_topology` brings it up to date).
 """
 
@@ -16,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from intents.errors import EnforcementError
 from intents.model.inventory import Inventory, Node, Workload
-from intents.model.labels import WORKLOAD
+from intents.model.labels import PIPELINE, WORKLOAD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     from intents.enforcement.kubernetes import Cluster
 
 _NAMES = (WORKLOAD, "app.kubernetes.io/name")
+_ROLE = "midstream.dev/role"
 _ENDED = frozenset({"Succeeded", "Failed"})
 
 
@@ -41,7 +50,7 @@ def read_cluster(cluster: Cluster, before: Inventory) -> ClusterState:
 
     Args:
         cluster: The cluster.
-        before: Where nodes hang, switches and links.
+        before: Where nodes hang, switches and links, and the namespaces of workloads.
 
     Raises:
         EnforcementError: the API server does not answer, or what it has cannot be an inventory.
@@ -57,15 +66,12 @@ def state_of(
     """Return the state that these nodes and pods make.
 
     Raises:
-        EnforcementError: two namespaces have a workload of one name, or a field is missing.
+        EnforcementError: a pod says that it is a workload which the inventory has elsewhere, or a field is missing.
     """
     try:
         found_nodes = tuple(_node(each, before) for each in nodes)
         known = {node.name for node in found_nodes}
-        grouped: dict[str, list[Mapping[str, Any]]] = {}
-        for pod in pods:
-            if (pod.get("status") or {}).get("phase") not in _ENDED:
-                grouped.setdefault(_workload_name(pod), []).append(pod)
+        grouped = _grouped([pod for pod in pods if (pod.get("status") or {}).get("phase") not in _ENDED], before)
         workloads = tuple(_workload(name, each, known) for name, each in sorted(grouped.items()))
         inventory = before.model_dump() | {
             "version": version,
@@ -98,14 +104,27 @@ def _node(node: Mapping[str, Any], before: Inventory) -> Node:
     )
 
 
+def _grouped(pods: Sequence[Mapping[str, Any]], before: Inventory) -> dict[str, list[Mapping[str, Any]]]:
+    homes: dict[str, set[str]] = {}
+    for pod in pods:
+        homes.setdefault(_workload_name(pod), set()).add(_namespace(pod))
+    homes |= {each.name: {each.namespace} for each in before.workloads}
+    grouped: dict[str, list[Mapping[str, Any]]] = {}
+    for pod in pods:
+        name, namespace = _workload_name(pod), _namespace(pod)
+        if homes[name] != {namespace}:
+            if name in before.workload and _labels(pod).get(WORKLOAD):
+                raise EnforcementError(
+                    f"pod {namespace}/{pod['metadata']['name']} says by its label {WORKLOAD} that it is {name}, which "
+                    f"the inventory has in namespace {before.workload[name].namespace}: change the one or the other"
+                )
+            name = f"{namespace}/{name}"
+        grouped.setdefault(name, []).append(pod)
+    return grouped
+
+
 def _workload(name: str, pods: Sequence[Mapping[str, Any]], known: set[str]) -> Workload:
-    namespaces = sorted({_namespace(pod) for pod in pods})
-    if len(namespaces) > 1:
-        raise EnforcementError(
-            f"namespaces {' and '.join(namespaces)} both have a workload {name}: label one of them {_NAMES[0]}=..."
-        )
-    carried = [pod["metadata"].get("labels") or {} for pod in pods]
-    shared = set.intersection(*({*each.items()} for each in carried))
+    shared = set.intersection(*({*_own_labels(pod).items()} for pod in pods))
     nodes = [node for node in _nodes(pods) if node in known]
     addresses = [address for pod in pods if (address := (pod.get("status") or {}).get("podIP")) and _is_ipv4(address)]
     return Workload(
@@ -114,7 +133,7 @@ def _workload(name: str, pods: Sequence[Mapping[str, Any]], known: set[str]) -> 
         node=nodes[0] if nodes else None,
         replicas=len(pods),
         ip=addresses[0] if len(pods) == 1 and addresses else None,
-        namespace=namespaces[0],
+        namespace=_namespace(pods[0]),
     )
 
 
@@ -123,8 +142,17 @@ def _nodes(pods: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _workload_name(pod: Mapping[str, Any]) -> str:
-    carried = pod["metadata"].get("labels") or {}
+    carried = _labels(pod)
     return str(next((carried[key] for key in _NAMES if carried.get(key)), pod["metadata"]["name"]))
+
+
+def _labels(pod: Mapping[str, Any]) -> Mapping[str, str]:
+    return pod["metadata"].get("labels") or {}
+
+
+def _own_labels(pod: Mapping[str, Any]) -> Mapping[str, str]:
+    carried = _labels(pod)
+    return {key: value for key, value in carried.items() if key != PIPELINE} if _ROLE in carried else carried
 
 
 def _namespace(pod: Mapping[str, Any]) -> str:

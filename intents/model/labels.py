@@ -24,6 +24,9 @@ ENCRYPTED = "midstream.dev/encrypted"
 WORKLOAD = "midstream.dev/workload"
 """On pods: the workload that they are replicas of."""
 
+PIPELINE = "midstream.dev/pipeline"
+"""The pipeline that a workload is a stage of, or that it stands for: the pipeline's head says where that runs."""
+
 NAME = "name"
 """Not a label: in a predicate it stands for the element's own name, which is compared exactly."""
 

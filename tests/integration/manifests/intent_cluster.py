@@ -109,8 +109,11 @@ class IntentCluster(ApiProxy):
             "spec": {"replicas": 1},
         }
         self.has("/apis/apps/v1/namespaces/midstream/deployments", deployment)
-        own = {"midstream.dev/workload": name, **labels}
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"{name}-1", "labels": own}}
+        self.has_pod(f"{name}-1", node, {"midstream.dev/workload": name, **labels})
+
+    def has_pod(self, name: str, node: str, labels: Mapping[str, str]) -> None:
+        """Make a pod be there, on a node."""
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}}
         self.has("/api/v1/namespaces/midstream/pods", {**pod, "spec": {"nodeName": node}})
 
     def names(self, resource: str) -> set[str]:

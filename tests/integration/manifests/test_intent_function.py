@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 PART = "samples/intents"
 POLICIES = "networking.k8s.io/v1/networkpolicies"
 ADMISSION = "admissionregistration.k8s.io/v1/validatingadmissionpolicies"
+PIPELINE = {"midstream.dev/pipeline": "smollm"}
 HEALTH = {"any_of": [{"all_of": [{"key": "midstream.dev/data", "values": ["health"]}]}]}
 IN_GERMANY = {"any_of": [{"all_of": [{"key": "midstream.dev/jurisdiction", "values": ["DE"]}]}]}
 
@@ -79,34 +80,50 @@ def sink() -> Iterator[Sink]:
 
 
 @pytest.fixture
+def head(inventory: Inventory) -> Iterator[Head]:
+    """A head whose two stages are on the first two nodes of the sample."""
+    head = Head(free_port(), "2@edge-1,2@edge-2")
+    head._pipeline.status = lambda: {
+        "boot": head.coordinator.boot,
+        "epoch": head.effects.epochs,
+        "layers": head.layers,
+        "stages": [{"index": index, "node": each.node} for index, each in enumerate(head.effects.serving.stages)],
+        "spare_stages": dict.fromkeys(inventory.node, 1),
+    }
+    with head.running():
+        yield head
+
+
+@pytest.fixture
 def function(
-    objects: Objects, mounted: dict[str, Path], inventory: Inventory, intent_cluster: IntentCluster, sink: Sink
+    objects: Objects,
+    mounted: dict[str, Path],
+    inventory: Inventory,
+    intent_cluster: IntentCluster,
+    head: Head,
+    sink: Sink,
 ) -> Iterator[FunctionProcess]:
     for node in inventory.nodes:
         intent_cluster.has_node(node.name, node.labels)
     for name in WORKLOADS:
         workload = inventory.workload[name]
         intent_cluster.has_deployment(name, str(workload.node), workload.labels)
-    head = Head(free_port())
-    stages = [{"index": index, "node": "local"} for index in range(2)]
-    head._pipeline.status = lambda: {"epoch": 1, "layers": "2,2", "stages": stages}
-    with head.running():
-        function = start(
-            objects,
-            mounted,
-            MIDSTREAM_ENDPOINT=f"http://127.0.0.1:{head.port}",
-            MIDSTREAM_WATCH_SECONDS="0.1",
-            K_SINK=sink.url,
-            KUBECONFIG=str(intent_cluster.kubeconfig),
-        )
-        try:
-            yield function.wait_alive().wait_ready()
-        finally:
-            function.close()
+    function = start(
+        objects,
+        mounted,
+        MIDSTREAM_ENDPOINT=f"http://127.0.0.1:{head.port}",
+        MIDSTREAM_WATCH_SECONDS="0.1",
+        K_SINK=sink.url,
+        KUBECONFIG=str(intent_cluster.kubeconfig),
+    )
+    try:
+        yield function.wait_alive().wait_ready()
+    finally:
+        function.close()
 
 
 def _submitted(number: int, text: str, **data: Any) -> dict[str, Any]:
-    return make_event("intent.submitted", {"intent": "records", "text": text, **data}, f"event-{number}")
+    return make_event("intent.submitted", {"intent": "records", "text": text} | data, f"event-{number}")
 
 
 def test_it_does_all_that_it_does_with_these_rights_and_needs_every_one_of_them(
@@ -140,6 +157,29 @@ def test_it_does_all_that_it_does_with_these_rights_and_needs_every_one_of_them(
     until(lambda: intent_cluster.looks > seen + 1, "it has looked again, and once more")
 
     assert intent_cluster.used == rights_of(NAME, objects)
+
+
+def test_an_intent_about_the_pipeline_is_kept_by_moving_its_layers(
+    objects: Objects, intent_cluster: IntentCluster, head: Head, function: FunctionProcess, sink: Sink
+) -> None:
+    _, container = container_of(objects)
+    assert {"name": "MIDSTREAM_KUBERNETES", "value": "true"} in container["env"]
+    made_by_others = {kind: intent_cluster.names(kind) for kind in (ADMISSION, POLICIES)}
+    # The functions' pods have the pipeline's label too, but none of its layers: no matter where they are.
+    intent_cluster.has_pod("smollm-reconfigure-1", "cloud-1", PIPELINE | {"midstream.dev/role": "function"})
+
+    decided = function.send(_submitted(1, "smollm must stay in Germany.", intent="smollm-at-home"))
+    assert decided.status_code == 200, decided.text + function.log
+    assert decided.json()["data"]["placement"] == {"smollm-stage-0": "edge-1", "smollm-stage-1": "edge-1"}
+    until(lambda: head.layers == "4@edge-1", "the layers have left France")
+    sink.wait_for(2)
+    told = {str(each.type).removeprefix("dev.midstream."): each.data for each in sink.taken}
+    assert told["intent.violated"]["objects"] == ["smollm-stage-1 on edge-2"]
+    assert told["reconfiguration.requested"]["layers"] == "4@edge-1"
+    assert {kind: intent_cluster.names(kind) for kind in made_by_others} == made_by_others
+
+    until(lambda: ", over after " in function.log, "it has looked whether that was enough")
+    assert "closed: found after" not in function.log
 
 
 def test_it_writes_to_the_volume_and_nowhere_else(
@@ -200,6 +240,6 @@ def test_the_inventory_and_the_state_are_where_the_function_looks(
     assert told["MIDSTREAM_INVENTORY"] == "/inventory/inventory.yaml"
     assert told["MIDSTREAM_INTENT_STATE"].startswith("/state/")
     assert told["MIDSTREAM_HERE"] in inventory.node
-    assert told["MIDSTREAM_PIPELINE"] in inventory.workload
+    assert inventory.workload[told["MIDSTREAM_PIPELINE"]].labels.items() >= PIPELINE.items()
     assert {workload.namespace for workload in inventory.workloads} == {"midstream"}
     assert {"/inventory", "/state", "/tmp"} == mounted.keys()  # noqa: S108 - in the container

@@ -12,7 +12,7 @@ from intents.compilation import Compiled, compile_intents
 from intents.compilation.kubernetes import is_fragment
 from intents.model import labels
 from intents.model.intent import IsolationRule, PlacementRule, PrivacyIntent, RouteRule, SpreadRule
-from intents.model.inventory import Inventory, parse_inventory
+from intents.model.inventory import Inventory, Workload, parse_inventory
 from intents.model.predicate import both, either, named, term
 from tests.unit.intents.compilation import oracle
 from tests.unit.intents.compilation.cluster import (
@@ -354,6 +354,68 @@ class TestNetworkPolicies:
         for source in inventory.workload:
             for target in inventory.workload:
                 assert admits(found, inventory, source, target) is ((source, target) not in result.blocked)
+
+
+OF_LLM = {labels.PIPELINE: "llm", labels.DATA: "health"}
+
+
+class TestPipelines:
+    """Stages go where their pipeline's head puts them: no object of Kubernetes' can say so."""
+
+    AWAY = (Workload(name="llm", node="n1", labels=OF_LLM),)
+    RUNNING = (
+        Workload(name="llm-stage-0", node="n1", labels=OF_LLM),
+        Workload(name="llm-stage-1", node="n3", labels=OF_LLM),
+        Workload(name="llm-stage-2", replicas=0, labels={labels.DATA: "health"}),
+    )
+    EU_INTENT = intent("eu", subjects=HEALTH, placement=(PlacementRule(nodes=EU),))
+    LLM_INTENT = intent("x", subjects=term(labels.PIPELINE, "llm"), placement=(PlacementRule(nodes=EU),))
+
+    @staticmethod
+    def together(*workloads: Workload) -> Inventory:
+        return Inventory.model_validate(INVENTORY.model_dump() | {"workloads": [*INVENTORY.workloads, *workloads]})
+
+    @pytest.mark.parametrize("pipeline", [RUNNING, AWAY])
+    def test_they_are_placed_and_have_no_objects(self, pipeline: tuple[Workload, ...]) -> None:
+        result = compiled(self.LLM_INTENT, inventory=self.together(*pipeline))
+        placed = {each.workload: each.node for each in result.placements}
+        assert placed.keys() == {each.name for each in pipeline if labels.PIPELINE in each.labels}
+        assert set(placed.values()) <= {"n1", "n2"}
+        assert result.kubernetes == ()
+
+    @pytest.mark.parametrize("pipeline", [RUNNING, AWAY])
+    def test_other_workloads_of_the_intent_have_theirs_as_ever(self, pipeline: tuple[Workload, ...]) -> None:
+        alone, beside = compiled(self.EU_INTENT), compiled(self.EU_INTENT, inventory=self.together(*pipeline))
+        assert beside.kubernetes == alone.kubernetes
+        assert {each.name for each in pipeline} < {each.workload for each in beside.placements}
+
+    def test_their_pods_are_admitted_wherever_they_are_put(self) -> None:
+        subjects = either(named("api", "llm-stage-0"), term(labels.PIPELINE, "llm"))
+        mixed = intent("x", subjects=subjects, placement=(PlacementRule(nodes=EU),))
+        result = compiled(mixed, inventory=self.together(*self.RUNNING))
+        function = {labels.PIPELINE: "llm", "midstream.dev/role": "function"}
+        assert refusals(policies(result), bare_pod("llm-stage-0-00001-a", function)) == []
+        assert refusals(policies(result), binding("llm-stage-0-00001-a", "n3")) == []
+        assert refusals(policies(result), binding("api-1", "n3"))
+
+    def test_a_pod_that_says_what_data_it_has_is_held_to_that(self) -> None:
+        only_stages = intent("x", subjects=both(HEALTH, term("team", "llm")), placement=(PlacementRule(nodes=EU),))
+        stage = Workload(name="llm-stage-0", node="n1", labels={**OF_LLM, "team": "llm"})
+        result = compiled(only_stages, inventory=self.together(stage))
+        assert {each["kind"] for each in result.kubernetes} == {
+            "ValidatingAdmissionPolicy",
+            "ValidatingAdmissionPolicyBinding",
+        }
+        assert refusals(policies(result), bare_pod("new", {labels.DATA: "health", "team": "llm"}))
+        assert refusals(policies(result), bare_pod("new", {labels.DATA: "health"})) == []
+        assert refusals(policies(result), binding("new", "n3")) == []
+
+    def test_network_policies_are_for_the_others(self) -> None:
+        apart = intent("x", subjects=named("api", "llm-stage-0"), isolation=(IsolationRule(peers=named("db")),))
+        result = compiled(apart, inventory=self.together(*self.RUNNING))
+        assert ("llm-stage-0", "db") in result.blocked
+        (policy,) = of_kind(result.kubernetes, "NetworkPolicy")
+        assert policy["metadata"]["name"] == "midstream-api"
 
 
 class TestHostileNames:

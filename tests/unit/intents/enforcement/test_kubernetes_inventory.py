@@ -8,7 +8,12 @@ import pytest
 
 from intents.enforcement.kubernetes_inventory import state_of
 from intents.errors import EnforcementError
-from intents.model.labels import DATA, JURISDICTION
+from intents.model.intent import PlacementRule
+from intents.model.inventory import Inventory, Workload
+from intents.model.labels import DATA, JURISDICTION, PIPELINE
+from intents.model.predicate import named, term
+from intents.proof.checker import Observed, check
+from tests.unit.intents.compilation.worlds import intent
 from tests.unit.intents.proof.networks import DIAMOND
 
 
@@ -77,10 +82,61 @@ def test_a_pod_on_a_node_that_is_gone_is_still_seen_there():
     assert state.inventory.workload["chat"].node is None
 
 
-def test_one_name_in_two_namespaces_is_an_error():
-    pods = [pod("chat-1", "n1", labels=CHAT), pod("chat-1", "n1", namespace="other", labels=CHAT)]
-    with pytest.raises(EnforcementError, match="namespaces default and other both have a workload chat"):
-        state_of(NODES, pods, DIAMOND, "1")
+HELM = {"app.kubernetes.io/name": "redis"}
+
+
+def knowing(name: str, namespace: str) -> Inventory:
+    workload = Workload(name=name, namespace=namespace)
+    return Inventory.model_validate(DIAMOND.model_dump() | {"workloads": [workload.model_dump()]})
+
+
+def test_a_name_that_two_namespaces_have_and_the_inventory_has_not_is_told_apart():
+    pods = [
+        pod("a", "n1", namespace="cache", labels=HELM | {DATA: "health"}),
+        pod("b", "n2", namespace="shop", labels=HELM),
+        pod("c", "n2", namespace="shop", labels=HELM),
+    ]
+    state = state_of(NODES, pods, DIAMOND, "1")
+    assert state.placement == {"cache/redis": ("n1",), "shop/redis": ("n2",)}
+    assert state.pods["shop/redis"] == (("shop", "b"), ("shop", "c"))
+    assert state.inventory.workload["cache/redis"].labels[DATA] == "health"
+    assert state.inventory.workload["cache/redis"].namespace == "cache"
+
+
+def test_an_intent_about_a_name_that_cannot_be_told_does_not_hold():
+    pods = [pod("a", "n1", namespace="cache", labels=HELM), pod("b", "n1", namespace="shop", labels=HELM)]
+    germany = PlacementRule(nodes=term(JURISDICTION, "DE"))
+
+    def holds(*found: dict[str, Any]) -> bool:
+        state = state_of(NODES, found, DIAMOND, "1")
+        observed = Observed(state.placement, (), state.inventory, "1")
+        return check([intent("x", subjects=named("redis"), placement=(germany,))], observed).holds
+
+    assert holds(pods[0])
+    assert not holds(*pods)
+
+
+def test_a_workload_of_the_inventory_is_read_from_its_namespace():
+    pods = [pod("a", "n1", namespace="cache", labels=HELM), pod("b", "n2", namespace="shop", labels=HELM)]
+    state = state_of(NODES, pods, knowing("redis", "shop"), "1")
+    assert state.placement == {"cache/redis": ("n1",), "redis": ("n2",)}
+    elsewhere = state_of(NODES, pods[:1], knowing("redis", "shop"), "1")
+    assert elsewhere.placement == {"cache/redis": ("n1",)}
+
+
+def test_a_pod_that_says_to_be_a_workload_of_another_namespace_is_an_error():
+    pods = [pod("chat-1", "n1", labels=CHAT), pod("chat-2", "n1", namespace="other", labels=CHAT)]
+    with pytest.raises(EnforcementError, match=r"pod other/chat-2 says .* inventory has in namespace default"):
+        state_of(NODES, pods, knowing("chat", "default"), "1")
+    assert state_of(NODES, pods, knowing("redis", "shop"), "1").placement.keys() == {"default/chat", "other/chat"}
+
+
+def test_pods_that_midstream_runs_are_no_stages_of_their_pipeline():
+    of_a_pipeline = {PIPELINE: "smollm", "midstream.dev/role": "function"}
+    pods = [pod("smollm-reconfigure-1", "n1", labels=of_a_pipeline), pod("mine", "n1", labels={PIPELINE: "smollm"})]
+    workload = state_of(NODES, pods, DIAMOND, "1").inventory.workload
+    assert PIPELINE not in workload["smollm-reconfigure-1"].labels
+    assert workload["mine"].labels == {PIPELINE: "smollm"}
 
 
 def test_what_cannot_be_a_node_is_an_error():
