@@ -300,9 +300,16 @@ class Dispatcher:
 
     # -- changing the chain ------------------------------------------------------------------------------------------
 
-    def install(self, chain: Chain) -> None:
-        """Serve from `chain`, with nothing in flight elsewhere: the first chain, or one after `suspend`."""
+    def install(self, chain: Chain, recompute_tokens: int | None = None) -> None:
+        """Serve from `chain`, with nothing in flight elsewhere: the first chain, or one after `suspend`.
+
+        With `recompute_tokens`, the KV of some layers was lost meanwhile: what a waiting batch is to find in the prefix
+        cache is computed again first, in batches of so many tokens at most.
+        """
         with self._changed:
+            if recompute_tokens is not None:
+                self.kv_losses += 1
+                self._most_tokens = recompute_tokens
             self._chain, self._probation, self._awaited = chain, False, None
             self._known.clear()
             self._active_at = time.monotonic()

@@ -530,11 +530,19 @@ class Pipeline(ChangeEffects):
             self.fleet.release(stage)
 
     def _bring_stages_back(self) -> None:
-        """Start the stages of the layout again, all at once, and serve from them."""
-        self._require_permission()
-        layout = self._assembly.layout
+        """Start the stages of the layout again, all at once, and serve from them.
+
+        A node may have been lost meanwhile, or the intents forbid it: then its layers are placed elsewhere, and nobody
+        finds the KV that went.
+        """
+        before = self._assembly.layout
+        layout = self.nodes.placed(before)
+        gone = self.nodes.kv_gone()
+        kv_lost = layout != before or not layout.nodes.isdisjoint(gone)
         stages: list[Stage] = []
         try:
+            if kv_lost:
+                self._reserve(layout)
             stages.extend(self.assembler.start(layout, rank) for rank in range(len(layout)))
             self.assembler.prepare(stages)
             self.assembler.bind(stages)
@@ -545,7 +553,12 @@ class Pipeline(ChangeEffects):
                 self.fleet.kill(stage)
             raise
         self._assembly = assembly
-        self.dispatcher.install(assembly.chain)
+        if kv_lost:
+            self.journal.tell("pipeline", "layers re-placed", layers=str(layout))
+            self.nodes.kv_renewed(gone)
+            self._tell_left_over(self.nodes.scrub_left(before, layout))
+            self._set_depth(layout)
+        self.dispatcher.install(assembly.chain, self._max_batch_tokens if kv_lost else None)
         self._recover_if_lost("its process ended when the pipeline was just awake")
         self._keep_spares(_REST_S)
 

@@ -11,7 +11,9 @@ import psutil
 import pytest
 
 from runtime.engine.sleep import Sleep
+from runtime.migration.guard import Permission
 from tests.integration.engine.harness import Harness, Prompt, tokens
+from tests.unit.runtime.migration.fake_guard import FakeGuard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +73,37 @@ def test_a_sleeping_pipeline_has_no_stage_and_wakes_with_its_prefix_cache(sleepe
     assert cached >= 64, "the KV of the prompt was meant to be found again"
     assert sleeper.pipeline.status()["phase"] == "serving"
     assert str(sleeper.pipeline.layout()) == "3,3"
+
+
+def test_a_node_that_is_lost_in_the_sleep_is_done_without_and_its_kv_is_not_found(sleeper: Harness) -> None:
+    undisturbed = sleeper.run(PROMPTS)
+    sleeper.change("3,3@lost-asleep")
+    sleeper.run(PROMPTS)  # fills the prefix cache
+    fall_asleep(sleeper)
+    pool = sleeper.pipeline.nodes.get("lost-asleep").pool
+    sleeper.pipeline.lose_node("lost-asleep", "it was unplugged")
+    pool.watermark[:] = 0
+    assert tokens(sleeper.run(PROMPTS)) == tokens(undisturbed)
+    assert "lost-asleep" not in sleeper.pipeline.layout().nodes
+    assert tokens(sleeper.run(PROMPTS)) == tokens(undisturbed)  # from the cache again
+
+
+def test_i5_a_pipeline_wakes_only_where_it_may(sleeper: Harness) -> None:
+    pipeline, guard = sleeper.pipeline, FakeGuard()
+    undisturbed = sleeper.run(PROMPTS)
+    sleeper.change("3,3@abroad-asleep")
+    sleeper.run(PROMPTS)  # fills the prefix cache
+    fall_asleep(sleeper)
+    pool = pipeline.nodes.get("abroad-asleep").pool
+    assert pool.watermark[3:].any()
+    pipeline.nodes._permission = Permission(guard, "smollm", "local")
+    guard.nodes.add("abroad-asleep")
+    try:
+        assert tokens(sleeper.run(PROMPTS)) == tokens(undisturbed)
+        assert "abroad-asleep" not in pipeline.layout().nodes
+        assert not pool.watermark.any()
+    finally:
+        pipeline.nodes._permission = None
 
 
 def test_a_change_wakes_a_sleeping_pipeline(sleeper: Harness) -> None:

@@ -16,6 +16,7 @@ from runtime.head.serve import ServeOptions, vllm_arguments
 from runtime.layout import Layout
 from runtime.migration.errors import ChangeForbidden, GuardSilent
 from runtime.migration.guard import Permission
+from runtime.warm.node import NodeError
 from tests.unit.runtime.migration.fake_guard import FakeGuard
 
 
@@ -40,19 +41,27 @@ def pipeline(guard: FakeGuard) -> Any:
     pipeline._permission = Permission(guard, "smollm", "head")
     pipeline._assembly = Assembly(Layout.parse("2@edge-1,2@edge-2", 4), [])
     pipeline.fleet = SimpleNamespace(load=touch)
-    pipeline.nodes = SimpleNamespace(open=touch)
+    pipeline.nodes = SimpleNamespace(open=touch, placed=lambda layout: layout, kv_gone=dict)
     pipeline.assembler = SimpleNamespace(start=touch)
     return pipeline
 
 
-@pytest.mark.parametrize("begin", [Pipeline.start, Pipeline._bring_stages_back], ids=["start", "wake"])
-def test_a_forbidden_layout_does_not_begin(pipeline: Any, guard: FakeGuard, begin: Any):
+def test_a_forbidden_layout_does_not_begin(pipeline: Any, guard: FakeGuard):
     guard.nodes.add("edge-2")
     with pytest.raises(ChangeForbidden, match="edge-2 is in the US"):
-        begin(pipeline)
+        pipeline.start()
     guard.known = False
     with pytest.raises(GuardSilent, match="it is away"):
-        begin(pipeline)
+        pipeline.start()
+
+
+def test_a_pipeline_that_may_be_nowhere_does_not_wake(pipeline: Any):
+    def nowhere(_: Layout) -> Layout:
+        raise NodeError("edge-2 is in the US")
+
+    pipeline.nodes.placed = nowhere
+    with pytest.raises(NodeError, match="edge-2 is in the US"):
+        pipeline._bring_stages_back()
 
 
 @pytest.mark.parametrize("begin", [Pipeline.start, Pipeline._bring_stages_back], ids=["start", "wake"])
