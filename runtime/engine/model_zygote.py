@@ -82,7 +82,7 @@ def be_precision_zygote(payload: bytes, descriptors: Sequence[int], config: Vllm
     from runtime.engine.precision import set_precision
     from runtime.engine.stage_process import run_stage
     from runtime.transport.priority import in_background
-    from runtime.warm.memory import anonymous_bytes, give_back_freed
+    from runtime.warm.memory import measured
     from runtime.warm.weights import LoadOrder
     from runtime.warm.zygote import be_zygote
 
@@ -91,10 +91,11 @@ def be_precision_zygote(payload: bytes, descriptors: Sequence[int], config: Vllm
     def preload() -> dict[str, Any]:
         order = msgspec.msgpack.decode(payload, type=LoadOrder)
         set_precision(config, order.precision)
-        before = anonymous_bytes()
-        loaded.append(in_background(lambda: load_model(config), _give_way) if order.background else load_model(config))
-        give_back_freed()  # measured: an eighth of what loading leaves behind
-        return {"bytes": anonymous_bytes() - before}
+        model, taken = measured(
+            lambda: in_background(lambda: load_model(config), _give_way) if order.background else load_model(config)
+        )
+        loaded.append(model)
+        return {"bytes": taken}
 
     be_zygote(descriptors[0], lambda orders, pool: run_stage(orders, pool, config, loaded[0]), preload)
 
