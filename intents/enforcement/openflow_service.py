@@ -146,7 +146,7 @@ def application(controller: Controller) -> Starlette:
 
 
 def _private_socket(path: str) -> socket.socket:
-    """Bind a Unix socket that only this user may open."""
+    """Listen on a Unix socket that only this user may open: from now on, whoever connects is answered in time."""
     listening = socket.socket(socket.AF_UNIX)
     if os.path.exists(path):
         os.unlink(path)
@@ -155,6 +155,7 @@ def _private_socket(path: str) -> socket.socket:
         listening.bind(path)
     finally:
         os.umask(before)
+    listening.listen()
     return listening
 
 

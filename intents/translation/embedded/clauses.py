@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from intents.translation.embedded.additions import Additions
 from intents.translation.embedded.notes import Notes
 from intents.translation.embedded.openings import Openings
+from intents.translation.embedded.requests import Requests
 from intents.translation.embedded.tokens import SPLITTERS
 from intents.translation.embedded.tree import Clause
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from intents.translation.embedded.predicates import Statement
 
 
-class Clauses(Additions, Openings, Notes):
+class Clauses(Additions, Openings, Requests, Notes):
     """Reads the clauses of one sentence."""
 
     def texts(self) -> Iterator[tuple[Clause, ...]]:
@@ -97,9 +98,14 @@ class Clauses(Additions, Openings, Notes):
                         wanted = replace(changed, subject=groups, negated=bool(no))
                         for stop, _ in p.lex(no[0][0] if no else end, "TO"):
                             yield from self._predicate(stop, wanted)
+                    for end, _ in p.lex(last, "TO"):  # we want to keep ledger ...
+                        yield from self._wrapped(end, changed)
+                        yield from self._imperative(end, changed)
                 break
         if frame == Clause() or frame.modal:
             yield from self._by_agent(first, frame)
+        yield from self._asked(first, frame)
+        yield from self._plainly(first, frame)
         yield from self._it_is(first, frame)
         yield from self._gerund(first, frame)
         yield from self._except_for(first, frame)

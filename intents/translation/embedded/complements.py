@@ -39,6 +39,7 @@ _BOUNDS = frozenset(
         ("bandwidth", "under"),
     }
 )
+_AVAILABLE = frozenset({"available", "installed", "enabled", "onboard"})
 _UNITS = {"ms": 1.0, "s": 1000.0, "mbps": 1.0, "gbps": 1000.0}
 
 
@@ -104,6 +105,9 @@ class Complements:
             for last, groups in p.list(start):
                 if all((group.kind or "") in WORKLOADS for group in groups):
                     yield last, Complement("except", groups)
+        for last, value in p.lex(comma, "EVENIN") if comma > first else ():
+            if value == "migration":
+                yield last, Complement("even migration", ())
         for last, _ in p.lex(comma, "ELSE"):
             yield last, Complement("else", ())
         for last, _ in p.lex(comma, "BOTHIN"):  # ..., both inside the EU
@@ -152,11 +156,15 @@ class Complements:
                 end >= len(p.tokens)
                 or p.tokens[end].kind == "mark"
                 or bool(p.lex(end, "AND", "BUT", "BETWEEN", "FROM", "MODAL"))
+                or p.skip(end, "FILLER", "HARD") >= len(p.tokens)
             )
             if behind:
                 yield end, replace(complement, only=True)
         comma = last + 1 if p.mark(last, ",") else last
         for end, _ in p.lex(comma, "SOFT"):
+            if p.mark(end, ","):  # "if that works, no problem if not"
+                for stop, _ in p.lex(end + 1, "SOFT"):
+                    yield stop, replace(complement, soft=True)
             if end >= len(p.tokens) or p.tokens[end].kind == "mark" or p.lex(end, "AND", "BUT"):
                 yield end, replace(complement, soft=True)
         yield last, complement
@@ -167,6 +175,8 @@ class Complements:
         for start, value in p.lex(p.skip(first, "DET"), "NOUN"):  # "a path through s1"
             if value == "network" and p.lex(start, "VIA", "OUT", "WITHOUT"):
                 yield from (each for each in self._plain(start) if each[1].role in {"via", "out", "without"})
+        yield from self._levels(first)
+        yield from self._where(first)
         for category, role in _ROLES.items():
             for start, _ in p.lex(first, category):
                 word = " ".join(token.norm for token in p.tokens[first:start])
@@ -184,8 +194,31 @@ class Complements:
             yield last, Complement("rest", ())
         for last, _ in p.lex(first, "MIGRATION"):
             yield last, Complement("migration", ())
+        for last, value in p.lex(first, "EVENIN"):
+            if value == "migration":
+                yield last, Complement("even migration", ())
         for last, groups in p.list(first):
             yield last, Complement("object", groups)
+
+    def _where(self, first: int) -> Iterator[tuple[int, Complement]]:
+        """Read `where a GPU is available`."""
+        p = self._p
+        for start, _ in p.lex(first, "WHERETO"):
+            for last, selector in p.atoms(p.skip(start, "DET")):
+                for end, _ in p.lex(last, "BE"):
+                    if any(token.norm in _AVAILABLE for token in p.tokens[end : end + 1]):
+                        yield end + 1, Complement("in", (Group(first, end + 1, "node", selector),))
+
+    def _levels(self, first: int) -> Iterator[tuple[int, Complement]]:
+        """Read `at node level`, `on the level of zones` behind "separated"."""
+        p = self._p
+        for start, _ in p.lex(first, "IN"):
+            begin = p.skip(start, "DET")
+            found = [(end, topology) for last, topology in p.lex(begin, "TOPO") for end, _ in p.lex(last, "LEVEL")]
+            of = [stop for last, _ in p.lex(begin, "LEVEL") for stop, _ in p.lex(last, "OF")]
+            found += [each for stop in of for each in p.lex(p.skip(stop, "DET"), "TOPO")]
+            for end, topology in found:
+                yield end, Complement("level", (Group(first, end, f"topology:{topology}", relation="different"),))
 
     def _preposition(self, start: int, role: str) -> Iterator[tuple[int, Complement]]:
         p = self._p
@@ -224,6 +257,8 @@ class Complements:
         yield from self._wide(first)
         for last, _ in p.lex(first, "INTO"):  # limit the latency to 20 ms
             yield from self._quantity(last, "to")
+        if first < len(p.tokens) and p.tokens[first].norm == "at":  # cap the latency at 20 ms
+            yield from self._quantity(first + 1, "to")
         for category in ("BE", "WITH", "IN"):
             starts += [last for last, _ in p.lex(first, category)]
         starts += [p.skip(start, "DET") for start in starts if p.skip(start, "DET") > start]

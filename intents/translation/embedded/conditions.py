@@ -197,7 +197,7 @@ class Conditions(Modifiers, ABC):
                 if (
                     len(groups) == 1
                     and groups[0].kind is None
-                    and not groups[0].quantifier.startswith(("none", "bad", "least"))
+                    and not groups[0].quantifier.startswith(("none", "bad", "least", "counted"))
                 ):
                     selector = groups[0].selector
                     if outside and isinstance(selector, Minus):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from intents.translation.embedded.tokens import Token
     from intents.translation.embedded.vocabulary import Vocabulary
 
-_LONGEST = 7
+_LONGEST = 9
 _MARKS = frozenset(",.!;:?=-–—/&\n")  # noqa: RUF001
 _ELEMENTS = {"node": "node", "switch": "switch", "workload": "workload", "link": "link", "generic": "workload"}
 

@@ -52,6 +52,8 @@ def _entries(file: Any) -> Iterator[tuple[Words, Entry]]:
             for phrase in phrases:
                 for each in _alternatives(phrase):
                     yield words(each), (category, value)
+                    for even in _even(file) if category == "MIGRATION" else ():
+                        yield words(f"{even} {each}"), ("EVENIN", value)
     for kind, nouns in file["nouns"].items():
         for noun in nouns:
             for each in _alternatives(noun):
@@ -65,6 +67,10 @@ def _entries(file: Any) -> Iterator[tuple[Words, Entry]]:
     yield ("'s",), ("POSS", "of")
     for arrow, value in (("->", "to"), ("<->", "both")):
         yield (arrow,), ("ARROW", value)
+
+
+def _even(file: Any) -> list[str]:
+    return list(file["words"]["EVENIN"]["even"])
 
 
 def _alternatives(phrase: str) -> Iterator[str]:

@@ -76,7 +76,7 @@ class Limits:
                     raise refused(
                         RefusalKind.NOT_UNDERSTOOD, "it is not clear which elements are meant by whose they are"
                     )
-                if group.quantifier in {"bad", "least"}:
+                if group.quantifier in {"bad", "least", "counted"}:
                     raise refused(
                         RefusalKind.NOT_UNDERSTOOD, "such a quantifier of nodes, switches or links is no rule"
                     )

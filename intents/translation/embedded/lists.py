@@ -51,7 +51,7 @@ def merge(groups: tuple[Group, ...], group: Group, how: str, *, own: bool) -> tu
     workloads = WORKLOADS | {"traffic"}
     if (last.kind in workloads) != (group.kind in workloads):
         return None
-    if group.quantifier not in {"", last.quantifier, "all", "any"} or last.quantifier in {"least", "bad"}:
+    if group.quantifier not in {"", last.quantifier, "all", "any"} or last.quantifier in {"least", "bad", "counted"}:
         return None
     if (last.kind or "").startswith("state") and (group.kind or "").startswith("state"):  # "its KV cache and weights"
         owner = group.ends or last.ends
@@ -101,7 +101,7 @@ def limited(group: Group, selector: Selector) -> Group:
 
 def may_take(base: Group, taken: Group) -> bool:
     """Whether an exception can be taken from this group."""
-    if taken.quantifier in {"none", "bad", "least"} or taken.ends is not None:
+    if taken.quantifier in {"none", "bad", "least", "counted"} or taken.ends is not None:
         return False
     if base.kind in WORKLOADS:
         return taken.kind in WORKLOADS

@@ -147,9 +147,21 @@ class _Reader:
         """Add the rules of a clause whose subject and polarity are settled."""
         soft = clause.soft or any(verb.kind == "prefer" for verb in clause.verbs)
         strength: Strength = "preferred" if soft else "required"
+        if any(each.role == "even migration" for each in clause.complements):
+            return self._even_when_migrated(clause)
         for verb in clause.verbs:
             for part in self._split(clause):
                 self.rules += self._rules.of(part, verb, self._subjects.who(part.subject), strength)
+        return None
+
+    def _even_when_migrated(self, clause: Clause) -> None:
+        """Read "must stay in the EU, even during a migration": always, and what a migration may touch."""
+        always = tuple(each for each in clause.complements if each.role != "even migration")
+        kept = all(verb.kind in _PLACES | {"leave"} for verb in clause.verbs)
+        if not kept or clause.migration or any(each.role not in {"in", "out", "object"} for each in always):
+            raise refused(RefusalKind.NOT_UNDERSTOOD, "what the migration may touch is not clear")
+        self._ask(replace(clause, complements=always))
+        self._ask(replace(clause, complements=always, migration=True))
 
     def _again(self, clause: Clause) -> None:
         """Ask the same of others: `and so must B`, `The same holds for B`."""
@@ -209,7 +221,13 @@ class _Reader:
         """Give a clause without a verb ("finance data in Germany") the verb of the clause before, or none at all."""
         if not clause.verbs or clause.verbs[0].kind != "nominal":
             return clause
+        flows = all(group.ends is not None for group in clause.subject)
+        if flows and clause.complements and all(each.role == "via" for each in clause.complements):
+            return replace(clause, verbs=(Verb("pass", "cross"),), modal="must")  # "the path between them over s1"
         before = self._last
+        goes = before is not None and before.verbs[0].lemma == "go" and not before.negated and bool(before.verbs)
+        if before is not None and goes and {each.role for each in clause.complements} <= {"to", "in"}:
+            return replace(clause, verbs=before.verbs, modal=before.modal, soft=clause.soft or before.soft)
         if before is not None and before.verbs and before.verbs[0].kind in _PLACES | {"nominal"} and not before.negated:
             quantified = any(group.quantifier == "none" for group in clause.subject)
             modal = clause.modal or before.modal
@@ -272,6 +290,8 @@ class _Reader:
             )
         if any(each.negated and each.only for each in clause.complements):
             raise refused(RefusalKind.AMBIGUOUS, "`not only` can be read in two ways", final=True)
+        if any(each.word == "anywhere near" and not (negated or each.negated) for each in clause.complements):
+            raise refused(RefusalKind.AMBIGUOUS, "'near' is not clear: how near is not said", final=True)
         if negated and only:
             raise refused(RefusalKind.AMBIGUOUS, "`not` and `only` in one clause can be read in two ways", final=True)
         if clause.subject_only:

@@ -18,7 +18,7 @@ from intents.translation.embedded.tree import Clause, Complement, Ends, Group, S
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_MARKS = (":", "-", "\u2013", "\u2014")
+_MARKS = (":", "=", "-", "\u2013", "\u2014")
 _FLOWING = frozenset({"traffic", "measure", "network", "link"})
 _PLACED = frozenset({"object", "in", "out", "via", "with", "without"})
 _MEASURES = frozenset({"latency", "bandwidth"})
@@ -36,6 +36,7 @@ class Notes(Predicates, ABC):
             if p.mark(end, *_MARKS) or p.lex(end, "ARROW"):
                 start = end + 1
                 yield from self._items(start, noted, (), 0)
+                yield from self._referring(start, groups)
             elif marked:  # "A -> B at most 10 ms"; "A -> B must go via s1"
                 yield from self._items(end, noted, (), 0)
                 yield from self._predicate(end, replace(frame, subject=groups))
@@ -47,6 +48,12 @@ class Notes(Predicates, ABC):
             for end, groups in p.list(start):
                 if _workloads(groups) and p.mark(end, ",", ":"):
                     yield from self._items(end + 1, replace(frame, subject=groups, modal="must"), (), 0)
+
+    def _referring(self, first: int, groups: tuple[Group, ...]) -> Iterator[tuple[int, Statement]]:
+        """Read a statement about what its heading names: `A and B: the path between them must avoid s1`."""
+        for end, clauses in self._own_statement(first, Clause()):
+            if all(_refers(group) for group in clauses[0].subject) and clauses[0].subject and not clauses[0].topic:
+                yield end, (replace(clauses[0], topic=groups), *clauses[1:])
 
     def _headings(self, first: int) -> Iterator[tuple[int, tuple[Group, ...], bool]]:
         """Yield who is meant, and whether an arrow says that it is a heading."""
@@ -62,7 +69,9 @@ class Notes(Predicates, ABC):
                         if _workloads(right):
                             ends = Ends(source=left, target=right, mutual=how == "both")
                             yield last, (Group(first, last, kind, ends=ends),), bool(arrows)
-        for end, groups in p.list(first):
+        deeds = [stop for end, lemma in p.lex(p.skip(first, "DET"), "DEED") for stop, _ in p.lex(end, "OF")
+                 if self._v.kind(lemma) == "run"]  # "Residency of ledger: Germany"  # fmt: skip
+        for end, groups in [each for start in [first, *deeds] for each in p.list(start)]:
             if _workloads(groups) or all(
                 self._is_data(each) or (each.kind in _FLOWING and each.ends is not None) for each in groups
             ):
@@ -119,6 +128,18 @@ class Notes(Predicates, ABC):
                 yield end, (replace(frame, verbs=(left_out,), complements=said),)
         for start, _ in p.lex(first, "WITH"):
             yield from self._lacking(start, frame)
+        for start, value in p.lex(first, "ALL"):  # "its traffic: nothing over unencrypted links"
+            for end, complements in self._complements.all(start) if value == "none" else ():
+                crossed = all(each.role == "via" and not (each.negated or each.only) for each in complements)
+                if crossed and complements and not frame.negated:
+                    verbs = (Verb("pass", "cross"),)
+                    yield end, (replace(frame, verbs=verbs, complements=complements, negated=True),)
+        for last, selector in p.atoms(first):  # "; confidential computing is mandatory"
+            for start, _ in p.lex(last, "BE"):
+                for end, how in p.lex(start, "ALLOWED"):
+                    if how == "must" and not any(group.ends for group in frame.subject):
+                        node = Complement("object", (Group(first, last, "node", selector),))
+                        yield end, (replace(frame, verbs=(Verb("need", "need"),), complements=(node,)),)
 
     def _appended(self, first: int, done: Clause, joined: list[int]) -> Iterator[tuple[int, Statement]]:
         """Read `; encrypted links only`, `, no contact with B`, `, isolated from B` behind a statement."""
@@ -223,6 +244,14 @@ class Notes(Predicates, ABC):
                 for start in self._next_items(end):
                     yield from self._items(start, noted, item, 1)
                 yield end, item
+
+
+def _refers(group: Group) -> bool:
+    """Whether it is a pronoun, or the packets of one."""
+    ends = group.ends
+    if ends is None:
+        return group.kind == "pronoun"
+    return any(_refers(each) for each in (*ends.owner, *ends.source, *ends.target))
 
 
 def _on_their_paths(complement: Complement) -> bool:

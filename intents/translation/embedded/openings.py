@@ -38,6 +38,7 @@ class Openings(Predicates, ABC):
                             topic = () if all(each.kind == "pronoun" for each in groups) else groups
                             yield from self._statement(behind, replace(frame, migration=True, topic=topic))
                             yield from self._moved(behind, replace(frame, subject=groups, migration=True))
+                            yield from self._received(behind, replace(frame, subject=groups, migration=True))
         for start, _ in p.lex(first, "WHEREVER"):  # "Wherever A runs, its packets must ..."
             for end, groups in p.list(start):
                 for stop, verbs in [
@@ -269,7 +270,7 @@ class Openings(Predicates, ABC):
         start = end
         for stop, _ in p.lex(end, "TO", "FROM"):
             start = stop
-        while self._filled(start) != start:
+        while self._filled(start) != start and not p.lex(start, "IN", "OUT"):
             start = self._filled(start)
         for stop, _ in p.lex(start, "ONLY"):
             frame, start = replace(frame, only=True), stop

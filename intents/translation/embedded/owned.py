@@ -83,7 +83,8 @@ class Owned(Conditions, ABC):
                     if self._workloads(groups):
                         yield end, replace(group, ends=replace(ends, target=groups))
         if not ends.owner and not ends.source and group.kind != "switch":
-            for start, _ in self.lex(last, "OF", "FOR"):
+            by = ("BY",) if group.kind == "traffic" else ()  # access by A to B
+            for start, _ in self.lex(last, "OF", "FOR", *by):
                 for end, groups in self.list(start):
                     if self._workloads(groups):
                         yield end, replace(group, ends=replace(ends, owner=groups))
@@ -95,6 +96,11 @@ class Owned(Conditions, ABC):
                 about = all((each.kind or "") in WORKLOADS | {"pronoun"} and each.ends is None for each in groups)
                 for stop, value in self.lex(end, "VERB") if about else ():
                     lemma, _, shape = value.partition(":")
+                    if shape == "base" and lemma in {"send", "receive"}:  # anything A sends or receives
+                        for behind, how in self.lex(stop, "AND"):
+                            for final, other in self.lex(behind, "VERB") if how in {"and", "or"} else ():
+                                if {other, f"{lemma}:base"} == {"send:base", "receive:base"}:
+                                    yield final, replace(group, ends=Ends(owner=groups))
                     if lemma not in {"send", "exchange", "transmit"} or shape != "base":
                         continue
                     for behind, _ in self.lex(stop, "EACHOTHER"):

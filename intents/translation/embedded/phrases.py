@@ -160,7 +160,9 @@ class Phrases(Owned):
                 quantifier = value if not quantifier else "bad"
             elif category == "NUM":
                 number = int(value)
-                if quantifier != "least":
+                if quantifier in {"", "all"} and number > 1 and (quantifier or article == "the"):  # "all three stages"
+                    quantifier = "counted"
+                elif quantifier != "least":
                     quantifier = "bad" if value != "1" else (quantifier or "one of")
             elif category == "DET":
                 article = value
@@ -229,15 +231,18 @@ class Phrases(Owned):
                 owner = replace(owner, quantifier="")
                 yield from self._postmodified(group, end)
             elif kind in WORKLOADS:
-                yield end, replace(owner, last=end)
+                yield end, replace(owner, last=end, kind=owner.kind or kind)
 
     def _heads(self, first: int) -> list[tuple[int, str, bool]]:
         """Read one noun or a compound of nouns ("data services"): the last one decides."""
         found: list[tuple[int, str, bool]] = []
+        whole = {last for last, value in self.lex(first, "NOUN") if value == "network"}  # "network equipment"
         for last, value in self.lex(first, "NOUN"):
             if value == "generic" and self._names_workloads(first):
                 continue  # "llm workloads" where workloads are called llm-...: not just any
             for end, kind, plural in self._heads(last):
+                if end in whole:
+                    continue
                 if not (value in {"node", "switch", "link"} and kind != value) or kind in {"traffic", "network"}:
                     found.append((end, kind, plural))
             found.append((last, value, self.tokens[last - 1].norm.endswith("s")))

@@ -41,6 +41,10 @@ class Predicates(ABC):
         """Read a statement that repeats the one before for others."""
 
     @abstractmethod
+    def _received(self, first: int, frame: Clause) -> Iterator[tuple[int, Statement]]:
+        """Read `the target node must be trusted` behind `When A is migrated`."""
+
+    @abstractmethod
     def _appended(self, first: int, done: Clause, joined: list[int]) -> Iterator[tuple[int, Statement]]:
         """Read what is added without a subject or verb: `; encrypted links only`, `, isolated from B`."""
 
@@ -141,6 +145,10 @@ class Predicates(ABC):
         joins: list[tuple[int, str]] = [*p.lex(comma, "AND"), *p.lex(comma, "BUT")]
         if comma > last:
             joins.append((comma, "and"))
+        for start, how in tuple(joins):  # ", and, at the same time, may not ..."
+            filled = p.skip(start + 1, "FILLER", "HARD") if p.mark(start, ",") else start
+            if filled > start + 1 and p.mark(filled, ","):
+                joins.append((filled + 1, how))
         further = [start for start, how in joins if how != "or"]
         for start in dict.fromkeys([comma, *further] if comma > last or further else []):
             for end, rest in self._again(start):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _Read = TypeVar("_Read")
 MOST = 10
-_LONGEST = 7
+_LONGEST = 9
 
 
 class Reader:
@@ -49,6 +49,8 @@ class Reader:
                 key = tuple(part for part in said if part != "'s") if len(said) > 1 else tuple(said)
                 found += [(index + 1, category, value) for category, value in self._lexicon.get(key, ())]
             found.sort(key=lambda each: -each[0])
+            if found and found[0][1] == "EVENIN":  # "also during a migration" is never "during a migration"
+                found = found[:1] if found[0][2] == "migration" else found
             self._entries[first] = found
             self.furthest = max(self.furthest, first)
         return self._entries[first]

@@ -42,6 +42,12 @@ class Rules(Talking, Spreading, Transferring):
             verb = Verb("block", "block", passive=True)
         if any(each.role == "rest" for each in complements):
             raise refused(RefusalKind.OUT_OF_SCOPE, "what lies on disks is neither placement nor route", final=True)
+        levels = [each for each in complements if each.role == "level"]
+        if levels:
+            if verb.lemma not in {"separate", "split", "segregate"} or clause.negated or len(levels) > 1:
+                raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear what the level belongs to")
+            verb = Verb("separate", "separate", passive=verb.passive)
+            complements = [replace(each, role="object") if each in levels else each for each in complements]
         soft = [each for each in complements if each.soft]
         if soft and strength == "required":
             hard = [each for each in complements if not each.soft]

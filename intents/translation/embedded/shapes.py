@@ -17,7 +17,7 @@ from intents.translation.embedded.tree import Clause, Complement, Ends, Everythi
 
 def plain(clause: Clause) -> Clause:
     """Return the clause with the subject that its rules are about."""
-    return _measured(_agent(turned(_kept_out(_got_out(_imperative(_off_the_path(clause)))))))
+    return _measured(_agent(turned(_kept_out(_left(_got_out(_imperative(_off_the_path(clause))))))))
 
 
 def _off_the_path(clause: Clause) -> Clause:
@@ -65,6 +65,15 @@ def _got_out(clause: Clause) -> Clause:
         raise refused(
             RefusalKind.NOT_UNDERSTOOD, "it is not clear whether it must run there", "say where it must or must not run"
         )
+    return clause
+
+
+def _left(clause: Clause) -> Clause:
+    """Read the order "leave ledger on fra-1" as "keep ledger on fra-1"."""
+    leaves = clause.imperative and len(clause.verbs) == 1 and clause.verbs[0].lemma == "leave"
+    placed = bool(clause.complements) and all(each.role == "in" for each in clause.complements)
+    if leaves and placed and clause.subject and all(about(group) for group in clause.subject):
+        return replace(clause, verbs=(Verb("keep", "stay"),))
     return clause
 
 

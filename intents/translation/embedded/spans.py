@@ -26,7 +26,7 @@ _GLOSSES = {
     "OUT": "not there",
     "QUANT": "how many of them",
 }
-_LONGEST = 7
+_LONGEST = 9
 
 
 def spans_of(sentence: str, tokens: Sequence[Token], meanings: Mapping[tuple[int, int], str]) -> tuple[Span, ...]:

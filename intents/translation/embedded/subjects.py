@@ -176,7 +176,7 @@ class Subjects:
                     final=True,
                 )
             if group.ends is not None:
-                if not group.ends.owner or group.ends.source or group.ends.target:
+                if group.quantifier == "counted" or not group.ends.owner or group.ends.source or group.ends.target:
                     raise refused(RefusalKind.NOT_UNDERSTOOD, "workloads are needed here, not traffic between them")
                 owners = self.workloads(group.ends.owner)
                 if not isinstance(group.selector, Everything):  # "the patient data of claims"
@@ -191,12 +191,24 @@ class Subjects:
             if group.kind in {"workload", "generic", None}:
                 prefer = "name" if group.singular else "label" if group.plural else "any"
             predicates.append(self._grounder.ground(group.selector, "workload", subject=prefer).yes)
+            self._count(group, predicates[-1])
         return either(*predicates)
+
+    def _count(self, group: Group, meant: Predicate) -> None:
+        if group.quantifier == "counted" and self._grounder.how_many(meant) != group.number:
+            raise refused(
+                RefusalKind.AMBIGUOUS,
+                f"it speaks of {group.number} workloads, but there are {self._grounder.how_many(meant)} such ones",
+                "say `all`",
+                final=True,
+            )
 
     def peers(self, groups: Sequence[Group]) -> Predicate:
         """Ground peers: workloads, or nodes by name."""
         predicates = []
         for group in self.resolve(groups):
+            if group.quantifier == "counted":
+                raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not clear whether any or all of them are meant")
             if group.kind == "node":
                 predicates.append(self._grounder.ground(group.selector, "node").yes)
             else:

@@ -17,6 +17,8 @@ from intents.translation.embedded.tree import Clause, Complement, Everything, Jo
 if TYPE_CHECKING:
     from intents.model.intent import Strength
 
+_ONE_WAY = frozenset({"reach", "access", "open", "initiate", "establish", "make"})
+
 
 class Talking(Routing):
     """Makes the rules of clauses about who talks to whom."""
@@ -211,7 +213,7 @@ class Talking(Routing):
                 direction = "from_subjects"
             elif verb.kind == "receive" and role == "from":
                 direction = "to_subjects"
-            elif verb.lemma in {"reach", "access"}:
+            elif verb.lemma.partition(" ")[0] in _ONE_WAY:
                 direction = "to_subjects" if verb.passive else "from_subjects"
             subjects = self._subjects.workloads(who.groups)
             return [Flow(subjects, self._subjects.peers(complement.groups), direction)]  # type: ignore[arg-type]
@@ -219,6 +221,8 @@ class Talking(Routing):
         if len(members) == 1:
             if not peers:
                 raise refused(RefusalKind.NOT_UNDERSTOOD, "it is not said with whom")
+            if members[0].singular:
+                raise refused(RefusalKind.AMBIGUOUS, "it is not said with whom", "name both")
             subjects = self._subjects.workloads(who.groups)
             return [Flow(subjects, subjects, "both")]
         return [

@@ -136,7 +136,7 @@ def _compose(aux: Auxiliaries, value: str) -> Auxiliaries:
     if value == "free":
         return replace(aux, modal="free")
     if value == "ban":
-        return replace(aux, modal="free" if aux.negated or aux.modal == "ban" else "ban", negated=False)
+        return replace(aux, modal="free" if aux.negated or aux.modal in {"ban", "free"} else "ban", negated=False)
     if not aux.modal:
         if value == "must" and aux.negated and aux.do:
             return replace(aux, modal="free")  # does not need to
