@@ -184,6 +184,8 @@ def status(
         f"in {state['precision']}" + (f"; weights: {weights}" if weights else ""),
         soft_wrap=True,
     )
+    if state["stopped"]:
+        out.print(f"  stopped: {state['stopped']}", soft_wrap=True)
     for stage in state["stages"]:
         span = f"layers {stage['first_layer']:>3} to {stage['last_layer']:>3}"
         size = f"{stage['memory_bytes'] / 2**20:6.0f} MiB"

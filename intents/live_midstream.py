@@ -75,6 +75,7 @@ class _Status(BaseModel):
     stages: tuple[_Stage, ...]
     boot: str = ""
     spare_stages: dict[str, int] = Field(default_factory=dict)
+    stopped: str | None = None
 
 
 class Change(BaseModel):
@@ -102,6 +103,7 @@ class RunningPipeline:
         there: Nodes that the head has, with stages or without.
         boot: The start of the head; epochs begin anew with it.
         beside: The machine of the head itself, if it can have stages.
+        stopped: Why it computes nothing, if so: its guard forbids it where it is.
     """
 
     name: str
@@ -112,6 +114,7 @@ class RunningPipeline:
     there: frozenset[str] = frozenset()
     boot: str = ""
     beside: str | None = None
+    stopped: str | None = None
 
     @property
     def stages(self) -> tuple[Placed, ...]:
@@ -199,6 +202,7 @@ class MidstreamSource:
             there=frozenset(self._named(node) for node in status.spare_stages if node != LOCAL_NODE or self._here),
             boot=status.boot,
             beside=self._here if LOCAL_NODE in {*nodes, *status.spare_stages} else None,
+            stopped=status.stopped,
         )
 
     def ask_for(self, layers: str, key: str) -> Change:

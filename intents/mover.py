@@ -6,9 +6,9 @@ one is told of it: the head makes one change for one key. The head's guard judge
 fails. An aborted change is asked for anew, at most `attempts` times, with growing pauses; what the head cannot take for
 the moment is asked again with the same key for `patience_s` seconds; any other refusal is final.
 
-Every step is told (`Told`); nothing else is looked at meanwhile. A pipeline that cannot be moved goes on computing
-where it is: nothing stops a pipeline from outside, so that is told as what it is, and whoever closes what is broken
-must not call it closed (`still_there`).
+Every step is told (`Told`); nothing else is looked at meanwhile. A pipeline that cannot be moved stays where it is. If
+its head asks a guard, it computes nothing there; else it goes on, and whoever closes what is broken must not call it
+closed (`still_there`).
 """
 
 from __future__ import annotations
@@ -78,8 +78,10 @@ class Told:
             return ()
         nodes = ", ".join(self.broken.nodes)
         where = f"on {nodes}" if nodes else "as it is"
-        reason = f"{self.broken.pipeline} goes on running {where}, as it cannot be moved: {self.why}"
-        reason = f"{reason}; end it, or allow it. {self.broken.reason}"[:_REASON_CHARACTERS]
+        reason = (
+            f"{self.broken.pipeline} stays {where}, as it cannot be moved: {self.why}; it computes nothing there if its"
+        )
+        reason = f"{reason} head has a --guard: else end it, or allow it. {self.broken.reason}"[:_REASON_CHARACTERS]
         return tuple(Violated(name, reason, (self.broken.pipeline, *self.broken.nodes)) for name in self.broken.intents)
 
 
@@ -180,8 +182,10 @@ class Mover:
 
 
 def still_there(running: RunningPipeline | None, checks: Sequence[Check]) -> None:
-    """Raise EnforcementError if stages run where they must not: nothing that is taken away here ends them."""
-    stages = [] if running is None else stages_of(running, checks)
+    """Raise EnforcementError if stages compute where they must not: nothing that is taken away here ends them."""
+    stages = [] if running is None or running.stopped else stages_of(running, checks)
     if running is not None and stages:
         nodes = ", ".join(sorted({running.nodes[int(each.rpartition("-")[2])] for each in stages}))
-        raise EnforcementError(f"{running.name} goes on running on {nodes} until it is moved or ended")
+        raise EnforcementError(
+            f"{running.name} goes on running on {nodes} until its guard stops it, or it is moved or ended"
+        )

@@ -32,6 +32,7 @@ class Phase(enum.IntEnum):
     WAKING = 2
     RECOVERING = 3
     FAILED = 4
+    FORBIDDEN = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from runtime.engine.placing import place
+from runtime.engine.placing import NowhereAllowed, place
 from runtime.layout import LOCAL_NODE
 from runtime.migration.errors import ChangeForbidden, ChangeRefused, GuardSilent
 from runtime.migration.stop_rule import CopyRound
@@ -357,10 +357,10 @@ class Nodes:
 
         Lost nodes that may come back with what they had are awaited first. Where it needs another, its layers go to
         the stages beside it; else they are shared by the nodes that are left. Nothing is carried over into that layout.
-        Waits for some time when there is no such layout.
+        Waits for some time when there is no such layout for want of nodes, and without end when none is allowed.
 
         Raises:
-            NodeError: there was none in time.
+            NodeError: there was none in time, or this is closed.
 
         """
         self._resume_lost(layout)
@@ -371,6 +371,8 @@ class Nodes:
                 return place(layout, dict(self._lost), self.names(), self._refusal)
             except (NodeError, GuardSilent) as error:
                 reason = str(error)
+                if isinstance(error, NowhereAllowed | GuardSilent):
+                    deadline = time.monotonic() + _COME_BACK_S
             if reason != told:
                 told = reason
                 self._journal.tell("pipeline", "no place", reason=reason)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from runtime.engine.assembly import Assembler, Assembly, role_of
+from runtime.engine.brake import Brake
 from runtime.engine.dispatcher import Chain, Dispatcher
 from runtime.engine.engine_config import describe
 from runtime.engine.errors import StageError
@@ -77,6 +78,7 @@ class Depth:
         change_capacity: changes them now, if no batch is in flight.
         kv_losses: tells how often the KV of some layers was lost.
         kv_losses_known: how often the scheduler has emptied its prefix cache for that.
+        stopped: tells whether nothing may be computed now.
 
     """
 
@@ -86,6 +88,7 @@ class Depth:
     change_capacity: Callable[[], None] = lambda: None
     kv_losses: Callable[[], int] = lambda: 0
     kv_losses_known: int = 0
+    stopped: Callable[[], bool] = lambda: False
 
 
 class Pipeline(ChangeEffects):
@@ -159,6 +162,8 @@ class Pipeline(ChangeEffects):
         self._other_hosts = tuple(nodes)
         self.spares = SpareStages(self.fleet, self.assembler.start_spare, self.journal, self._let_go_of_weights)
         self.coordinator = Coordinator(self, self.journal, leases, permission)
+        self.brake = Brake(permission, self._serving, self.journal, self._show_phase) if permission else None
+        self.depth.stopped = lambda: self.brake is not None and self.brake.stopped is not None
         self.recovery = Recovery(
             self._repair, self._is_whole, self.coordinator, self.journal, self._fail, self._show_phase
         )
@@ -205,6 +210,8 @@ class Pipeline(ChangeEffects):
         self.journal.tell("pipeline", "serving", layers=str(self._assembly.layout), epoch=self._assembly.chain.epoch)
         self._keep_spares()
         self.sleep.start()
+        if self.brake is not None:
+            self.brake.start()
 
     # -- what the coordinator asks for -----------------------------------------------------------------------------
 
@@ -215,6 +222,14 @@ class Pipeline(ChangeEffects):
     def epoch(self) -> int:
         """Return the epoch that serves now."""
         return self.dispatcher.epoch
+
+    def _serving(self) -> tuple[int, Layout] | None:
+        """Return epoch and layout of the chain that takes batches; None while it is being replaced, or sleeps."""
+        epoch = self.epoch()
+        for assembly in (self._target, self._assembly):
+            if assembly is not None and assembly.chain is not None and assembly.chain.epoch == epoch:
+                return epoch, assembly.layout
+        return None
 
     def plan(self, text: str, precision: str | None) -> Layout:
         """Check a target layout against the model, the nodes that there are, and the memory of this host.
@@ -321,6 +336,7 @@ class Pipeline(ChangeEffects):
                 "the prompt is done; try again when they have answered"
             )
         self._set_depth(layout)
+        self._show_phase()
         return idle
 
     def interrupt(self) -> None:
@@ -385,6 +401,8 @@ class Pipeline(ChangeEffects):
         # A fresh epoch, so that nothing the abandoned chain still sends can be mistaken for an answer.
         assembly.chain = self.assembler.connect(assembly.layout, assembly.stages, probe=False)
         self.dispatcher.fall_back(assembly.chain, self._is_whole)
+        if self.brake is not None:
+            self.brake.soon()
         if before is not None:
             self.assembler.unroute(assembly.stages, before.epoch)
         self._set_depth(assembly.layout)
@@ -571,6 +589,7 @@ class Pipeline(ChangeEffects):
             "boot": self.coordinator.boot,
             "epoch": self.epoch(),
             "phase": self._phase(),
+            "stopped": self.brake.stopped if self.brake else None,
             "layers": str(self._assembly.layout),
             "precision": self._assembly.layout.precision,
             "weights_bytes": self.fleet.weights.held_bytes() if self.fleet.weights else {},
@@ -606,6 +625,8 @@ class Pipeline(ChangeEffects):
             return self.sleep.phase
         if self.recovery.running:
             return "recovering"
+        if self.brake is not None and self.brake.stopped and current is None:
+            return "forbidden"
         return str(current.machine.step) if current else "serving"
 
     def _show_phase(self) -> None:
@@ -617,8 +638,10 @@ class Pipeline(ChangeEffects):
                 phase = Phase.FAILED
             elif self.sleep.phase is not None:
                 phase = Phase[self.sleep.phase.upper()]
+            elif self.recovery.running:
+                phase = Phase.RECOVERING
             else:
-                phase = Phase.RECOVERING if self.recovery.running else Phase.AWAKE
+                phase = Phase.FORBIDDEN if self.depth.stopped() else Phase.AWAKE
             self._phase_word.write(phase)
 
     def close(self) -> None:
@@ -626,6 +649,8 @@ class Pipeline(ChangeEffects):
         self._failed.set()
         self.fleet.remove_sockets()  # first of all: whoever ends a server gives its engine little time
         self.sleep.close()
+        if self.brake is not None:
+            self.brake.close()
         self.nodes.close()
         self.coordinator.close()
         self.spares.close()

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping, Sequence
 
 
+class NowhereAllowed(NodeError):
+    """There are nodes, but none that may serve."""
+
+
 def place(
     layout: Layout, lost: Mapping[str, str], there: Sequence[str], refusal: Callable[[Layout], str | None]
 ) -> Layout:
@@ -29,6 +33,7 @@ def place(
 
     Raises:
         NodeError: no node is left; the message has the reasons.
+        NowhereAllowed: none that is left may serve.
 
     """
     wanted = _spared(layout, lost, there)
@@ -39,7 +44,7 @@ def place(
     alone = {name: refusal(_shared(layout, [name])) for name in dict.fromkeys([*there, *sorted(wanted.nodes)])}
     good = [name for name, why in alone.items() if why is None]
     if not good:
-        raise NodeError(f"no node is left that may serve: {'; '.join(filter(None, alone.values()))}")
+        raise NowhereAllowed(f"no node is left that may serve: {'; '.join(filter(None, alone.values()))}")
     spared = _spared(layout, {*lost, *(name for name, why in alone.items() if why is not None)}, good)
     for candidate in (spared, _shared(layout, good)):
         if candidate is not None and candidate != wanted and refusal(candidate) is None:

@@ -7,8 +7,10 @@ idle. The engine's loop asks `has_requests` before it schedules, so that is wher
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from runtime.engine.capacity import Capacity
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.outputs import ModelRunnerOutput
     from vllm.v1.request import Request
+
+_LOOK_AGAIN_S = 0.02
 
 
 class PipelineScheduler(Scheduler):
@@ -50,6 +54,8 @@ class PipelineScheduler(Scheduler):
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Schedule one batch; remember when nothing could be scheduled because all requests are in flight."""
         self.change_capacity()
+        if self._depth.stopped():
+            return self._schedule_nothing(*args, **kwargs)
         if self._depth.kv_losses_known < (losses := self._depth.kv_losses()):
             self._forget_unused_prefixes()
             self._depth.kv_losses_known = losses
@@ -58,6 +64,16 @@ class PipelineScheduler(Scheduler):
         if not self._nothing_to_schedule:
             self._batches_in_flight += 1
         return output
+
+    def _schedule_nothing(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        """Tell of requests that ended; let the engine ask again in a moment, so that it hears of changes meanwhile."""
+        time.sleep(_LOOK_AGAIN_S)
+        before = self.pause_state
+        self._pause_state = PauseState.PAUSED_ALL  # `set_pause_state` would log it
+        try:
+            return super().schedule(*args, **kwargs)
+        finally:
+            self._pause_state = before
 
     def change_capacity(self) -> None:
         """Change the capacity if that was asked for, and no batch is in flight."""

@@ -7,14 +7,15 @@ before and after, and every way between two nodes that bytes would take; it allo
 * in the plan of a change, also of one for a stage that comes or goes, before anything is touched;
 * before each round of pre-copy and right before the cutover: what is forbidden meanwhile aborts the change;
 * for where the layers of lost stages and lost nodes go, and before a node gets weights, again or for the first time;
-* before a pipeline starts, and before it wakes.
+* before a pipeline starts, and before it wakes;
+* now and then for what serves, which computes nothing while it is forbidden (`runtime.engine.brake`).
 
 What a guard does not allow within a bound is not allowed: fail closed. A change that computes all KV again carries
 nothing over from the old nodes, so it can leave a node that has become forbidden.
 
-Caveats: an intent that begins to hold while nothing changes is not noticed here; whoever watches the intents asks for a
-change then. Between the last question and the flip there are the batches in flight and the last delta. Asked about are
-stages; the head, and the way between it and the stages, are a matter of where the head is started.
+Caveats: layers leave a node that has become forbidden only when whoever watches the intents asks for it. Between the
+last question and the flip there are the batches in flight and the last delta. Asked about are stages; the head, and the
+way between it and the stages, are a matter of where the head is started.
 """
 
 from __future__ import annotations

@@ -203,21 +203,33 @@ async def test_layers_leave_a_node_that_loses_its_label_under_a_stream_and_the_i
     assert (await cluster.run(*cluster.intent("check")))[0] == 0
 
 
-async def test_where_no_node_is_left_it_is_told_that_the_pipeline_goes_on_where_it_must_not(
+async def test_where_no_node_is_left_nothing_is_computed_until_it_may_be_and_no_stream_is_lost(
     cluster: GuardedCluster,
 ) -> None:
-    before = await cluster.status()
-    for node in ("head", "edge-2"):
-        cluster.guard.move(node, "US")
-    code, told = await cluster.run(*cluster.intent("watch", "--once"))
-    lines = [json.loads(line) for line in told.splitlines()]
-    assert code == 2
-    assert not any("requested" in line or "settled" in line for line in lines), lines
-    assert lines[-1]["violated"] == "eu-only"
-    assert "default goes on running on edge-2, head, as it cannot be moved: no node" in lines[-1]["reason"]
-    assert (await cluster.status())["layers"] == before["layers"]
-    for node in ("head", "edge-2"):
-        cluster.guard.move(node, "FR")
+    before, undisturbed = await cluster.status(), await cluster.answers()
+    stops = [len(await cluster.story(event)) for event in ("stopped", "no longer stopped")]
+    answers = await cluster.under_load()
+    async with asyncio.timeout(DEADLINE_S), watching(*cluster.intent("watch", "--every", "0.5")) as lines:
+        for node in ("head", "edge-2"):
+            cluster.guard.move(node, "US")
+        told = [await lines.get()]
+        while "settled" not in told[-1]:
+            told.append(await lines.get())
+        stopped = await cluster.status()
+        assert (await cluster.run(*cluster.intent("check")))[0] == 2  # what takes its time
+        assert (await cluster.status())["counters"]["batches"] == stopped["counters"]["batches"]
+        assert not answers.done()
+        for node in ("head", "edge-2"):
+            cluster.guard.move(node, "FR")
+        assert await answers == undisturbed
+    assert told[-1]["settled"] == "closed"
+    assert not any("requested" in line for line in told), told
+    assert any("default stays on edge-2, head, as it cannot be moved: no node" in str(line) for line in told), told
+    assert (stopped["phase"], "edge-2" in stopped["stopped"]) == ("forbidden", True)
+    after = await cluster.status()
+    assert (after["layers"], after["stopped"], after["epoch"]) == (before["layers"], None, before["epoch"])
+    events = [await cluster.story(event) for event in ("stopped", "no longer stopped")]
+    assert [len(each) for each in events] == [count + 1 for count in stops]
 
 
 async def test_without_the_guard_the_pipeline_serves_on_and_nothing_moves(cluster: GuardedCluster) -> None:

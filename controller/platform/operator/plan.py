@@ -48,7 +48,7 @@ STEADY_S = 10.0
 SOON_S = 1.0
 _MOST_RETRY_S = 60.0
 _FINAL = {"forbidden": "Forbidden", "invalid": "Refused", "superseded": "Superseded", "last_stage": "Refused"}
-_NOT_SERVING = {"asleep": "Asleep", "waking": "Waking", "recovering": "Recovering"}
+_NOT_SERVING = {"asleep": "Asleep", "waking": "Waking", "recovering": "Recovering", "forbidden": "Forbidden"}
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,6 +202,8 @@ def _available(seen: Observed) -> Condition:
         return Condition("Available", "False", "HeadFailed", "the pipeline has failed; its head will be replaced")
     if phase in {"waking", "recovering"}:
         return Condition("Available", "False", _NOT_SERVING[phase], f"requests are held while the pipeline is {phase}")
+    if phase == "forbidden":
+        return Condition("Available", "False", "Forbidden", "requests are held: the intents forbid where it serves")
     if phase == "asleep":
         return Condition("Available", "True", "Asleep", "the pipeline sleeps until the next request")
     return Condition("Available", "True", "Serving", f"{seen.head.layers} serves")

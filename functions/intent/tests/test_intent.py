@@ -393,9 +393,7 @@ class TestMoving:
             function.watch.look()
         assert [str(each.type).rpartition(".")[2] for each in bench.published] == ["violated", "requested", "violated"]
         told = bench.published[-1].data
-        assert told["reason"].startswith(
-            "smollm goes on running on edge-2, as it cannot be moved: the intents forbid it"
-        )
+        assert told["reason"].startswith("smollm stays on edge-2, as it cannot be moved: the intents forbid it")
         assert (told["intent"], told["objects"]) == ("home", ["smollm", "edge-2"])
         assert not any(message.startswith("closed") for message in caplog.messages)  # it is not
 

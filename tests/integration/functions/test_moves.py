@@ -165,9 +165,7 @@ def test_what_the_guard_forbids_is_not_moved_and_told_as_a_violation_that_goes_o
         site.guard.move(node, "US")
     assert site.mover().move(site.look) is False
     (told,) = site.told
-    assert told.violations[0].reason.startswith(
-        "smollm goes on running on edge-1, edge-3, as it cannot be moved: no node"
-    )
+    assert told.violations[0].reason.startswith("smollm stays on edge-1, edge-3, as it cannot be moved: no node")
     assert (site.head.layers, site.head.changes) == ("2@edge-1,2@edge-3", 0)
 
 

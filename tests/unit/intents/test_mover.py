@@ -114,7 +114,9 @@ def test_any_other_refusal_is_final_and_a_violation_is_told_that_says_what_goes_
     assert (bench.steps, len(bench.head.asked)) == (["requested", "not moved"], 1)
     (violated,) = bench.told[-1].violations
     assert (violated.intent, violated.objects) == ("eu-only", ("smollm", "edge-2"))
-    assert violated.reason.startswith(f"smollm goes on running on edge-2, as it cannot be moved: {error}; end it")
+    assert violated.reason.startswith(
+        f"smollm stays on edge-2, as it cannot be moved: {error}; it computes nothing there if"
+    )
 
 
 def test_that_somebody_else_has_moved_them_is_well():
@@ -154,7 +156,8 @@ def test_of_a_pipeline_that_is_not_known_nothing_is_asked():
 
 def test_what_goes_on_where_it_must_not_is_not_called_closed():
     failures = check([eu_only()], observed()).failures
-    with pytest.raises(EnforcementError, match="smollm goes on running on edge-2 until it is moved or ended"):
+    with pytest.raises(EnforcementError, match="smollm goes on running on edge-2 until its guard stops it, or it is"):
         still_there(RUNNING, failures)
     still_there(None, failures)
+    still_there(replace(RUNNING, stopped="the intents forbid it"), failures)
     still_there(RUNNING, [])

@@ -347,13 +347,20 @@ class TestIntents:
         assert str(bench.nodes.placed(layout("2@a,2@b,2@c"))) == "6@a"
 
     @pytest.mark.parametrize("known", [True, False], ids=["forbidden", "nobody answers"])
-    def test_without_an_allowed_node_the_pipeline_stands_and_says_why(
+    def test_without_an_allowed_node_the_pipeline_stands_as_long_as_it_takes_and_says_why(
         self, make, guard: FakeGuard, monkeypatch: pytest.MonkeyPatch, known: bool
     ):
         monkeypatch.setattr(nodes_module, "_COME_BACK_S", 0.01)
+        monkeypatch.setattr(nodes_module, "_ASK_AGAIN_S", 0.02)
         bench = make("a", "b", guard=guard)
         guard.known = known
         guard.nodes.update({"a", "b"})
+
+        def end_after_a_while(_: object) -> None:
+            if len(guard.asked) > 20:
+                bench.nodes.close()
+
+        guard.before_answer = end_after_a_while
         why = "no node is left that may serve: .*a is in the US.*b is in the US" if known else "nobody allows"
         with pytest.raises(NodeError, match=why):
             bench.nodes.placed(layout("3@a,3@b"))

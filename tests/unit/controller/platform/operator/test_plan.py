@@ -124,6 +124,7 @@ def test_a_refusal_is_repeated_until_the_next_edit() -> None:
         ({"wanted": "2,2", "head": head(phase="asleep")}, "Asleep", ("True", "Asleep")),
         ({"wanted": "2,2", "head": head(phase="waking")}, "Waking", ("False", "Waking")),
         ({"wanted": "2,2", "head": head(phase="recovering")}, "Recovering", ("False", "Recovering")),
+        ({"wanted": "2,2", "head": head(phase="forbidden")}, "Forbidden", ("False", "Forbidden")),
         ({"wanted": "2,2", "head": head(phase="failed")}, "Failed", ("False", "HeadFailed")),
         ({"head": HeadAway("Unreachable", "gone")}, "Failed", ("False", "HeadUnreachable")),
         ({"head": HeadAway("Starting", "soon"), "pod_started": False}, "Starting", ("False", "Starting")),

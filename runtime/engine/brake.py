@@ -1,0 +1,117 @@
+"""Stops a pipeline where it must not be any more: what has become forbidden computes nothing.
+
+Problem: an intent comes, or a label changes, while nothing of the pipeline changes, so nothing there is asked for.
+Protocol: ask the guard every now and then whether the layout that serves is still allowed::
+
+    serving --the guard forbids it----------------------------> stopped: no batch is scheduled, whoever asks waits
+    stopped --the guard allows it-----------------------------> serving: nothing was lost
+    stopped --a change to a layout that the guard allows------> serving there
+
+A stop is of one epoch: a chain that serves later was asked for before it did (`runtime.migration.guard`). Streams wait
+without end; requests that come are held and then refused (`runtime.head.hold`).
+
+A guard that is silent stops nothing: its last word stands. Else a pipeline could serve no longer than its guard.
+
+Caveats: a stop comes up to `period_s` and an answer of the guard later than what it is for, and the batch in flight is
+answered. The KV of the streams stays in the memory of the forbidden node until layers leave it. What a change away from
+there has in flight when it fails is answered by the old chain.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from runtime.migration.errors import ChangeForbidden, GuardSilent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runtime.layout import Layout
+    from runtime.migration.guard import Permission
+    from runtime.migration.journal import Journal
+
+_PERIOD_S = 2.0
+_SHARE = 20  # of the time may be spent with the guard: one part of so many
+
+
+class Brake:
+    """See the module. Thread-safe.
+
+    Args:
+        permission: asks the guard.
+        serving: returns the epoch and the layout that serve; None when nothing does.
+        journal: is told of stops, and of their end.
+        on_phase: called when `stopped` has changed.
+        period_s: how often to ask, in seconds; less often where the guard takes long.
+
+    """
+
+    def __init__(
+        self,
+        permission: Permission,
+        serving: Callable[[], tuple[int, Layout] | None],
+        journal: Journal,
+        on_phase: Callable[[], None],
+        period_s: float = _PERIOD_S,
+    ) -> None:
+        self._permission, self._serving, self._journal, self._on_phase = permission, serving, journal, on_phase
+        self._period_s = period_s
+        self._forbidden: tuple[int, str] | None = None  # epoch and reason
+        self._soon, self._closing = threading.Event(), threading.Event()
+
+    def start(self) -> None:
+        """Begin to ask."""
+        threading.Thread(target=self._watch, name="brake", daemon=True).start()
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._closing.set()
+        self._soon.set()
+
+    @property
+    def stopped(self) -> str | None:
+        """Why nothing may be computed now; None when it may."""
+        forbidden, serving = self._forbidden, self._serving()
+        return forbidden[1] if forbidden and serving and forbidden[0] == serving[0] else None
+
+    def soon(self) -> None:
+        """Ask at once: what serves has changed without having been asked for."""
+        self._soon.set()
+
+    def look(self) -> None:
+        """Ask now, and do what follows."""
+        serving = self._serving()
+        if serving is None:
+            return
+        epoch, layout = serving
+        try:
+            self._permission.require(None, layout)
+        except ChangeForbidden as error:
+            self._forbid(epoch, str(error))
+        except GuardSilent:
+            return
+        else:
+            self._allow(layout)
+
+    def _forbid(self, epoch: int, reason: str) -> None:
+        before, self._forbidden = self._forbidden, (epoch, reason)
+        if before != self._forbidden:
+            self._journal.tell("pipeline", "stopped", reason=reason)
+            self._on_phase()
+
+    def _allow(self, layout: Layout) -> None:
+        before, self._forbidden = self._forbidden, None
+        if before is not None:
+            self._journal.tell("pipeline", "no longer stopped", layers=str(layout))
+            self._on_phase()
+
+    def _watch(self) -> None:
+        pause_s = self._period_s
+        while not self._closing.is_set():
+            self._soon.wait(pause_s)
+            self._soon.clear()
+            clock = time.monotonic()
+            self.look()
+            pause_s = max(self._period_s, _SHARE * (time.monotonic() - clock))
