@@ -129,9 +129,9 @@ def bench_migrate(
     ] = "15@edge-1,15@edge-2",
     layers_to: Annotated[str, typer.Option("--to", help="Layers per stage after it.")] = "8@edge-1,22@edge-2",
     streams: Annotated[int, typer.Option(help="Closed-loop streams; every second one samples with a seed.")] = 8,
-    tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 192,
+    tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 1400,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt, roughly.")] = 500,
-    repeat: Annotated[int, typer.Option(help="How often each method is measured.")] = 3,
+    repeat: Annotated[int, typer.Option(help="How often each method is measured.")] = 1,
     model: Annotated[str | None, typer.Option(help="Hugging Face id or folder; default: the built-in model.")] = None,
     methods: Annotated[
         str, typer.Option(help="Ways to move the KV, to be compared.")

@@ -69,7 +69,7 @@ class Leases:
 
     prepare_s: float = 120.0
     load_s: float = 600.0
-    pre_copy_s: float = 120.0
+    pre_copy_s: float = 240.0
     cutover_s: float = 10.0
     bulk_cutover_s: float = 180.0
     release_s: float = 15.0

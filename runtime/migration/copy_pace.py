@@ -41,7 +41,7 @@ class PaceRule:
     """
 
     tolerance: float = 0.02
-    longest_s: float = 30.0
+    longest_s: float = 60.0
     lead: float = 3.0
     slower: float = 0.7
     faster: float = 1.15

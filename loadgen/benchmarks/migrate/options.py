@@ -30,7 +30,8 @@ class MigrateOptions(ReconfigureOptions):
     layers_from: str = "15@edge-1,15@edge-2"
     layers_to: str = "8@edge-1,22@edge-2"
     streams: int = 8
-    tokens: int = 192
+    tokens: int = 1400
+    repeat: int = 1
     compare_stock: bool = False
     change_deadline_s: float = 300.0
     link: str = LOOPBACK
