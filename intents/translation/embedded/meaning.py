@@ -158,7 +158,8 @@ class _Reader:
         """Read "must stay in the EU, even during a migration": always, and what a migration may touch."""
         always = tuple(each for each in clause.complements if each.role != "even migration")
         kept = all(verb.kind in _PLACES | {"leave"} for verb in clause.verbs)
-        if not kept or clause.migration or any(each.role not in {"in", "out", "object"} for each in always):
+        soft = clause.soft or any(each.soft for each in clause.complements)
+        if soft or not kept or clause.migration or any(each.role not in {"in", "out", "object"} for each in always):
             raise refused(RefusalKind.NOT_UNDERSTOOD, "what the migration may touch is not clear")
         self._ask(replace(clause, complements=always))
         self._ask(replace(clause, complements=always, migration=True))

@@ -156,6 +156,8 @@ class Phrases(Owned):
                 quantifier, number = ("least", 1) if not quantifier else ("bad", 0)
             elif category == "QUANT" and value == "one of" and quantifier == "least":
                 number = 1
+            elif category == "QUANT" and value == "both":
+                quantifier, number = ("counted", 2) if not quantifier else ("bad", 0)
             elif category == "QUANT":
                 quantifier = value if not quantifier else "bad"
             elif category == "NUM":
@@ -343,7 +345,8 @@ class Phrases(Owned):
         corr = self.lex(first, "CORR")
         if corr and (corr[0][1] != "neither"):
             for last, groups in self.list(corr[0][0]):
-                yield last, groups
+                if len(groups) > 1 or isinstance(groups[0].selector, Join):  # "both workloads" counts them
+                    yield last, groups
         for start, number in self._least_of(first):
             for last, groups in self.list(start):
                 one = groups[0]

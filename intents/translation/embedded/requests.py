@@ -1,7 +1,7 @@
 """Requests in other clothes: questions ("Could ledger be kept in Germany?"), `just keep ...`, `we want to keep ...`.
 
 A question may only ask whether something is possible or allowed. It counts as a demand where what it asks for limits by
-itself (`kept in`, `limited to`, `only`), or where a `please` says that it is one; else it is no rule.
+itself (`kept in`, `limited to`, `only`), or where a `please` asks for something to stay; else it is no rule.
 """
 
 from __future__ import annotations
@@ -47,12 +47,9 @@ class Requests(Predicates, ABC):
         please = any(token.norm in _PLEASE for token in self._p.tokens)
         for end, clauses in readings:
             first = clauses[0]
-            placed = all(verb.kind == "run" for verb in first.verbs) and all(
-                each.role == "in" for each in first.complements
-            )
             kept = all(verb.kind in _LIMITING and (verb.passive or first.imperative) for verb in first.verbs)
             stays = all(verb.kind == "stay" for verb in first.verbs)
-            limits = kept or any(each.only for each in first.complements) or (please and (placed or stays))
+            limits = kept or any(each.only for each in first.complements) or (please and stays)
             if limits and first.modal == "must" and not first.negated:
                 yield end, clauses
 
