@@ -79,7 +79,7 @@ class _Status(BaseModel):
 
 
 class Change(BaseModel):
-    """The head's report of a change: `state` is `running`, or how it ended."""
+    """The head's report of a change: `state` is `running`, or how it ended; `repeated`: it was asked for before."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     id: str = Field(min_length=1, max_length=100)
@@ -88,6 +88,7 @@ class Change(BaseModel):
     total_ms: float = 0.0
     pause_ms: float | None = None
     requests_carried: int = 0
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 Protocol: look, and as long as stages run where they must not (`intents.moves`): publish the request as a CloudEvent,
 and ask the head what becomes of it, with the event's own key. Who of the two comes first starts the change, the other
-one is told of it: the head makes one change for one key. The head's guard judges it, its coordinator undoes it where it
+one is told of it: the head makes one change for one key, so what a mover before this one has asked for in vain is
+asked for anew. The head's guard judges it, its coordinator undoes it where it
 fails. An aborted change is asked for anew, at most `attempts` times, with growing pauses; what the head cannot take for
 the moment is asked again with the same key for `patience_s` seconds; any other refusal is final.
 
@@ -35,6 +36,7 @@ PATIENCE_S = 60.0
 _MOST_S = 600.0  # for one change
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 15.0
+_MOST_EARLIER = 30
 _REASON_CHARACTERS = 4000
 
 
@@ -124,7 +126,11 @@ class Mover:
         """
         moved: bool | None = None
         pause_s = _FIRST_PAUSE_S
-        for attempt in range(1, self._attempts + 1):
+        earlier = 0  # requests that were made, and aborted, before this mover came
+        tries = 0
+        while tries < self._attempts:
+            tries += 1
+            attempt = earlier + tries
             observed, intents, running = look()
             want = None if running is None else needed(observed, intents, running)
             if want is None:
@@ -145,8 +151,11 @@ class Mover:
                 self._tell(Told("moved", want.broken, want, change))
                 moved = True
                 continue
+            if change.repeated and earlier < _MOST_EARLIER:
+                earlier, tries = earlier + 1, tries - 1
+                continue
             self._tell(Told("aborted", want.broken, want, change, why=change.reason))
-            if attempt == self._attempts:
+            if tries == self._attempts:
                 why = f"{change.id} was aborted, as {attempt - 1} before: {change.reason or 'no reason was given'}"
                 self._tell(Told("not moved", want.broken, want, why=why))
                 return False

@@ -29,7 +29,7 @@ from intents.proof.transfer import Transfer
 from intents.relocation import relocate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from intents.live_midstream import RunningPipeline
     from intents.model.intent import PrivacyIntent
@@ -126,7 +126,7 @@ def needed(observed: Observed, intents: Sequence[PrivacyIntent], running: Runnin
     """
     report = check(intents, observed) if intents else None
     forbidden = report and [each for each in report.failures if stages_of(running, [each])]
-    if not forbidden:
+    if not forbidden and not running.stopped:
         return None
     guard = PipelineGuard(observed.inventory, intents)
 
@@ -135,18 +135,21 @@ def needed(observed: Observed, intents: Sequence[PrivacyIntent], running: Runnin
         chosen = tuple(dict.fromkeys(nodes))
         return guard.judge(running.name, (), chosen, ways, flows=observed.flows, state=("prompts",))
 
+    if not forbidden and judged(*running.nodes).holds:
+        return None  # its head will hear so in a moment
     nodes = sorted(running.there | set(running.nodes))
     allowed = {node for node in nodes if judged(node).holds}
-    broken = _broken(running, forbidden, allowed)
-    if not broken.nodes:
-        return Stuck(broken, "each of its nodes is allowed, but not with the others")
+    broken = _broken(running, forbidden or judged(*running.nodes).failures, allowed)
     if not running.awake:
         return Stuck(broken, "it sleeps; a change would wake it where it must not run")
     joined = cache(lambda source, target: judged(source, target).holds)
-    after = relocate(running.stages, allowed, room=_room(observed.inventory, nodes), joined=joined)
-    if after is None:
+    room = _room(observed.inventory, nodes)
+    tried = (relocate(running.stages, some, room=room, joined=joined) for some in _parts(running, allowed))
+    layouts = [each for each in tried if each is not None and each != running.stages]
+    if not layouts:
         return Stuck(broken, _why_nowhere(nodes, allowed, judged))
-    whole = judged(*(each.node for each in after))
+    wholes = [judged(*(each.node for each in layout)) for layout in layouts]
+    after, whole = next((each for each in zip(layouts, wholes, strict=True) if each[1].holds), (layouts[0], wholes[0]))
     before, wanted = running.written(running.stages), running.written(after)
     if not whole.holds:
         return Stuck(broken, f"{wanted} is not allowed either: {whole.failures[0].reason}")
@@ -158,6 +161,16 @@ def needed(observed: Observed, intents: Sequence[PrivacyIntent], running: Runnin
 def stages_of(running: RunningPipeline, checks: Sequence[Check]) -> list[str]:
     """Return the stages of a pipeline that run where, by these failed checks, they must not."""
     return workloads_to_evict(checks, [f"{running.name}-stage-{index}" for index in range(len(running.nodes))])
+
+
+def _parts(running: RunningPipeline, allowed: set[str]) -> Iterator[set[str]]:
+    """Yield the nodes to do with: all that are allowed, or fewer where these are allowed, but not with each other."""
+    if not allowed.issuperset(running.nodes):
+        yield allowed
+        return
+    used = sorted(set(running.nodes))
+    yield from (allowed - {node} for node in used)
+    yield from ({node} for node in sorted(allowed, key=lambda node: (node not in used, node)))
 
 
 def _broken(running: RunningPipeline, failed: Sequence[Check], allowed: set[str]) -> Broken:

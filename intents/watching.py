@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from intents.enforcement.kubernetes_inventory import read_cluster
-from intents.errors import InventoryError
+from intents.errors import EnforcementError, InventoryError
 from intents.live_midstream import HeadAway, merged, with_stages
 from intents.model.addressing import addressing
 from intents.model.inventory import read_inventory
@@ -92,11 +92,17 @@ class Watched:
 
     def replan(self) -> bool:
         """Enforce what the active intents come to now; False: they cannot be met, or not be proven."""
-        planned = self._enforce_plan()
-        if self.mover is None:
-            return planned
-        moved = self.mover.move(self._look)
-        return self._enforce_plan() if moved else planned and moved is None
+        planned, failed = False, None
+        try:
+            planned = self._enforce_plan()
+        except EnforcementError as error:  # layers must leave all the same
+            failed = error
+        moved = None if self.mover is None else self.mover.move(self._look)
+        if moved:
+            return self._enforce_plan()
+        if failed is not None:
+            raise failed
+        return planned and moved is None
 
     def _look(self) -> tuple[Observed, Sequence[PrivacyIntent], RunningPipeline | None]:
         return self.observe(), self.intents(), self._running

@@ -7,14 +7,15 @@ Protocol: ask the guard every now and then whether the layout that serves is sti
     stopped --the guard allows it-----------------------------> serving: nothing was lost
     stopped --a change to a layout that the guard allows------> serving there
 
-A stop is of one epoch: a chain that serves later was asked for before it did (`runtime.migration.guard`). Streams wait
-without end; requests that come are held and then refused (`runtime.head.hold`).
+A stop is of one layout: another one was asked for before it served (`runtime.migration.guard`), and one that is fallen
+back to is stopped as before. Once a change is complete, or layers were re-placed, all that is forgotten (`forget`).
+Streams wait without end; requests that come are held and then refused (`runtime.head.hold`).
 
 A guard that is silent stops nothing: its last word stands. Else a pipeline could serve no longer than its guard.
 
-Caveats: a stop comes up to `period_s` and an answer of the guard later than what it is for, and the batch in flight is
-answered. The KV of the streams stays in the memory of the forbidden node until layers leave it. What a change away from
-there has in flight when it fails is answered by the old chain.
+Caveats: a stop comes up to `period_s` (ten seconds where the guard takes long) and an answer of the guard later than
+what it is for, and the batch in flight is answered. The KV of the streams stays in the memory of the forbidden node
+until layers leave it. What a change away from there has in flight when it fails is answered by the old chain.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _PERIOD_S = 2.0
 _SHARE = 20  # of the time may be spent with the guard: one part of so many
+_LONGEST_S = 10.0
 
 
 class Brake:
@@ -41,7 +43,7 @@ class Brake:
 
     Args:
         permission: asks the guard.
-        serving: returns the epoch and the layout that serve; None when nothing does.
+        serving: returns the layout that serves; None when nothing does.
         journal: is told of stops, and of their end.
         on_phase: called when `stopped` has changed.
         period_s: how often to ask, in seconds; less often where the guard takes long.
@@ -51,14 +53,15 @@ class Brake:
     def __init__(
         self,
         permission: Permission,
-        serving: Callable[[], tuple[int, Layout] | None],
+        serving: Callable[[], Layout | None],
         journal: Journal,
         on_phase: Callable[[], None],
         period_s: float = _PERIOD_S,
     ) -> None:
         self._permission, self._serving, self._journal, self._on_phase = permission, serving, journal, on_phase
         self._period_s = period_s
-        self._forbidden: tuple[int, str] | None = None  # epoch and reason
+        self._forbidden: dict[Layout, str] = {}  # reasons
+        self._told: str | None = None
         self._soon, self._closing = threading.Event(), threading.Event()
 
     def start(self) -> None:
@@ -73,11 +76,13 @@ class Brake:
     @property
     def stopped(self) -> str | None:
         """Why nothing may be computed now; None when it may."""
-        forbidden, serving = self._forbidden, self._serving()
-        return forbidden[1] if forbidden and serving and forbidden[0] == serving[0] else None
+        forbidden = self._forbidden
+        serving = self._serving() if forbidden else None
+        return forbidden.get(serving) if serving is not None else None
 
-    def soon(self) -> None:
-        """Ask at once: what serves has changed without having been asked for."""
+    def forget(self) -> None:
+        """Stop nothing that was forbidden before; ask at once."""
+        self._forbidden = {}
         self._soon.set()
 
     def look(self) -> None:
@@ -85,27 +90,20 @@ class Brake:
         serving = self._serving()
         if serving is None:
             return
-        epoch, layout = serving
+        before = self._told
         try:
-            self._permission.require(None, layout)
+            self._permission.require(None, serving)
         except ChangeForbidden as error:
-            self._forbid(epoch, str(error))
+            self._forbidden = {**self._forbidden, serving: str(error)}
         except GuardSilent:
-            return
+            pass
         else:
-            self._allow(layout)
-
-    def _forbid(self, epoch: int, reason: str) -> None:
-        before, self._forbidden = self._forbidden, (epoch, reason)
-        if before != self._forbidden:
-            self._journal.tell("pipeline", "stopped", reason=reason)
-            self._on_phase()
-
-    def _allow(self, layout: Layout) -> None:
-        before, self._forbidden = self._forbidden, None
-        if before is not None:
-            self._journal.tell("pipeline", "no longer stopped", layers=str(layout))
-            self._on_phase()
+            self._forbidden = {layout: reason for layout, reason in self._forbidden.items() if layout != serving}
+        self._told = self.stopped
+        if before != self._told:
+            what = {"reason": self._told} if self._told else {"layers": str(serving)}
+            self._journal.tell("pipeline", "stopped" if self._told else "no longer stopped", **what)
+        self._on_phase()
 
     def _watch(self) -> None:
         pause_s = self._period_s
@@ -113,5 +111,8 @@ class Brake:
             self._soon.wait(pause_s)
             self._soon.clear()
             clock = time.monotonic()
-            self.look()
-            pause_s = max(self._period_s, _SHARE * (time.monotonic() - clock))
+            try:
+                self.look()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next look may see more
+                self._journal.tell("pipeline", "not looked", reason=str(error))
+            pause_s = max(self._period_s, min(_LONGEST_S, _SHARE * (time.monotonic() - clock)))

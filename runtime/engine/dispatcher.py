@@ -338,14 +338,15 @@ class Dispatcher:
         batches of so many tokens.
 
         Waits up to `timeout_s` until no request keeps state that only its last stage knows (I7): prompt logprobs of a
-        prompt in the middle of its prefill, which finish with the prompt.
+        prompt in the middle of its prefill, which finish with the prompt. What is computed again needs no such wait.
 
         Returns:
             (whether there was no request at all, ids of requests that still cannot be moved: then nothing changed).
 
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._unmovable(), timeout_s):
+            anew = recompute_tokens is not None
+            if not anew and not self._changed.wait_for(lambda: not self._unmovable(), timeout_s):
                 return False, self._unmovable()
             idle = not len(self.ledger)
             self._chain, self._probation = chain, not idle

@@ -323,8 +323,11 @@ class Nodes:
         while shape is not None and not self._closing.is_set() and self._is_awaited(name):
             clock = time.perf_counter()
             if (refusal := self._refusal_of(name)) is not None:
-                self._forsake(name, refusal)
-                return
+                if self._kept_out.get(name) is ChangeForbidden:
+                    self._forsake(name, refusal)
+                    return
+                self._closing.wait(_ASK_AGAIN_S)  # a guard that starts at the same time
+                continue
             try:
                 node.wait_reachable(0.0)
                 node.lost = None
@@ -371,7 +374,7 @@ class Nodes:
                 return place(layout, dict(self._lost), self.names(), self._refusal)
             except (NodeError, GuardSilent) as error:
                 reason = str(error)
-                if isinstance(error, NowhereAllowed | GuardSilent):
+                if isinstance(error, NowhereAllowed | GuardSilent) or self._kept_out:
                     deadline = time.monotonic() + _COME_BACK_S
             if reason != told:
                 told = reason

@@ -113,6 +113,7 @@ class Recovery:
         started_at, clock = time.time(), time.perf_counter()
         stages: list[str] = []
         replayed: list[int] = []
+        why = ""
         for _ in range(_REPAIRS):
             lost = self._take_lost()
             stages += lost
@@ -121,7 +122,8 @@ class Recovery:
             try:
                 replayed = self._repair()
             except Exception as error:  # noqa: BLE001 - whatever goes wrong, the pipeline must say so and end
-                if not self._is_whole():  # one more was lost meanwhile: that is why
+                if not self._is_whole():  # one more was lost meanwhile, or it can be done in a moment
+                    why = f": {error}"
                     continue
                 self._give_up(f"lost {', '.join(stages)} and could not recover: {error}")
                 return False
@@ -131,7 +133,7 @@ class Recovery:
             if self._is_whole():
                 break
         else:
-            self._give_up(f"stages were lost as fast as they were replaced: {', '.join(stages)}")
+            self._give_up(f"stages were lost as fast as they were replaced: {', '.join(stages)}{why}")
             return False
         total_ms = round(1e3 * (time.perf_counter() - clock), 1)
         self.last = {

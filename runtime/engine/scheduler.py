@@ -74,6 +74,7 @@ class PipelineScheduler(Scheduler):
             return super().schedule(*args, **kwargs)
         finally:
             self._pause_state = before
+            self._nothing_to_schedule = True
 
     def change_capacity(self) -> None:
         """Change the capacity if that was asked for, and no batch is in flight."""

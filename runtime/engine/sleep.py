@@ -34,6 +34,7 @@ class Sleep:
         bring_back: starts the stages again and installs their chain; raises when that fails.
         give_up: called with the reason when they cannot be brought back.
         on_phase: called when `phase` has changed.
+        stays: tells that it must not fall asleep now.
 
     """
 
@@ -47,8 +48,9 @@ class Sleep:
         bring_back: Callable[[], None],
         give_up: Callable[[str], None],
         on_phase: Callable[[], None] = lambda: None,
+        stays: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._after_s = after_s
+        self._after_s, self._stays = after_s, stays
         self._dispatcher, self._coordinator, self._journal = dispatcher, coordinator, journal
         self._end_stages, self._bring_back, self._give_up = end_stages, bring_back, give_up
         self._on_phase = on_phase
@@ -85,7 +87,7 @@ class Sleep:
 
     def _watch(self, after_s: float) -> None:
         while not self._closing.wait(min(1.0, after_s / 4)):
-            if self._dispatcher.idle_s() < after_s:
+            if self._dispatcher.idle_s() < after_s or self._stays():
                 continue
             self._awake.clear()
             if self._coordinator.hold(_HOLDER):

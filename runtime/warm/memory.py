@@ -20,12 +20,16 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def available_bytes() -> int:
-    """Return the bytes that can still be taken here, within the limit of this control group if it has one."""
+    """Return the bytes that can still be taken here, within the limit of this control group if it has one.
+
+    Cached files that nobody has read lately do not count as taken: they go when memory is wanted.
+    """
     free: int = psutil.virtual_memory().available
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
-        used = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
+        kinds = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        used = int((_CGROUP / "memory.current").read_text()) - int(kinds["inactive_file"])
+    except (OSError, ValueError, KeyError):
         return free
     return free if limit == "max" else min(free, int(limit) - used)
 

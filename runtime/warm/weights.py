@@ -49,6 +49,7 @@ class Weights:
         self._lock = threading.Lock()
         self._loaded: dict[str, tuple[Zygote, int]] = {}  # by precision; with the bytes of the weights
         self._loading: str | None = None  # key of the zygote that is not ready yet
+        self._unwanted: str | None = None  # the one of them that was stopped
         self._closed = False
 
     def of(self, precision: str) -> Zygote:
@@ -77,6 +78,8 @@ class Weights:
         try:
             order = msgspec.msgpack.encode(LoadOrder(precision, background))
             zygote = Zygote.within(self._seed, key, order, self._on_exit)
+            if self._unwanted == key:  # stopped before there was a process to end
+                raise ZygoteError("the loading was stopped")
             facts = zygote.wait_ready(timeout_s)
             with self._lock:
                 if not self._closed:
@@ -99,6 +102,7 @@ class Weights:
         """Let a `load` that is under way fail now."""
         key = self._loading
         if key is not None:
+            self._unwanted = key
             self._seed.kill(key)
 
     def keep(self, wanted: Callable[[], Collection[str]]) -> list[str]:

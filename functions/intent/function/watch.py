@@ -65,11 +65,17 @@ class Watched:
 
     def replan(self) -> bool:
         """Enforce what the active intents come to now: routes, then the pipeline's layers, then routes to these."""
-        planned = self._enforce_plan()
-        if self._mover is None:
-            return planned
-        moved = self._mover.move(self._look)
-        return self._enforce_plan() if moved else planned and moved is None
+        planned, failed = False, None
+        try:
+            planned = self._enforce_plan()
+        except EnforcementError as error:  # layers must leave all the same
+            failed = error
+        moved = None if self._mover is None else self._mover.move(self._look)
+        if moved:
+            return self._enforce_plan()
+        if failed is not None:
+            raise failed
+        return planned and moved is None
 
     def _look(self) -> tuple[Observed, Sequence[PrivacyIntent], RunningPipeline | None]:
         return self.observe(), self.intents(), self._house.running

@@ -19,6 +19,10 @@ def change(state: str, number: int = 1, reason: str | None = None) -> Change:
     return Change(id=f"change-{number}", state=state, reason=reason)  # type: ignore[arg-type]
 
 
+def replace_change(change: Change, **fields: Any) -> Change:
+    return change.model_copy(update=fields)
+
+
 class FakeHead:
     """Answers in order; a change that was committed is seen at the next look."""
 
@@ -85,6 +89,20 @@ def test_an_aborted_change_is_asked_for_anew_with_growing_pauses_and_not_for_eve
     assert (bench.keys, bench.paused) == (["1", "2", "3"], [1.0, 2.0])
     assert bench.steps == ["requested", "aborted"] * 3 + ["not moved"]
     assert bench.told[-1].why == "change-3 was aborted, as 2 before: no room"
+
+
+def test_what_a_mover_before_asked_for_in_vain_is_asked_for_anew_and_does_not_count():
+    before = [replace_change(change("aborted", number), repeated=True) for number in (1, 2, 3)]
+    bench = Bench(*before, change("aborted", 4), change("committed", 5))
+    assert bench.move() is True
+    assert bench.keys == ["1", "2", "3", "4", "5"]
+    assert (bench.steps.count("aborted"), bench.paused) == (1, [1.0])
+
+
+def test_a_head_that_has_seen_it_all_is_not_asked_for_ever():
+    bench = Bench(*[replace_change(change("aborted"), repeated=True)] * 100)
+    assert bench.move() is False
+    assert len(bench.head.asked) < 40
 
 
 def test_what_is_aborted_once_can_be_done_the_second_time():

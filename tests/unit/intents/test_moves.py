@@ -109,6 +109,29 @@ class TestRoom:
             needed(observed(edge_3={ROOM: "many"}), [eu_only()], RUNNING)
 
 
+class TestStopped:
+    """The head's guard forbids what no check of a single stage does: the way from one to the next."""
+
+    bound = eu_only(routes=(RouteRule(switches=named("s9")),))
+    stopped = replace(RUNNING, stopped="the intents forbid it")
+
+    def test_layers_go_to_where_no_such_way_is_needed(self):
+        move = needed(observed(self.stopped), [self.bound], self.stopped)
+        assert isinstance(move, Move)
+        assert (move.after, move.broken.intents, move.broken.nodes) == ("30@edge-2", ("eu-only",), ())
+
+    def test_where_that_is_nowhere_it_is_told(self):
+        room = {"edge_1": {ROOM: "12"}, "edge_2": {ROOM: "18"}, "edge_3": {ROOM: "1"}}
+        stuck = needed(observed(self.stopped, **room), [self.bound], self.stopped)
+        assert isinstance(stuck, Stuck)
+
+    def test_what_is_allowed_by_now_asks_for_nothing(self):
+        assert needed(observed(self.stopped), [], self.stopped) is None
+
+    def test_what_serves_is_not_asked_for_ways_by_the_watch(self):
+        assert needed(observed(), [self.bound], RUNNING) is None
+
+
 class TestStuck:
     def test_no_node_is_allowed(self):
         stuck = needed(observed(), [eu_only(placement=(PlacementRule(nodes=named("other-node")),))], RUNNING)

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from intents import targets as targets_module
+from intents.errors import EnforcementError
 from intents.intent_commands import app
 from intents.live_midstream import (
     PIPELINE,
@@ -248,6 +249,17 @@ class TestRunningPipeline:
         assert (settled.how, 0 < settled.detect_s < settled.compliant_s) == ("re-established", True)
         loop.step()
         assert len(head.asked) == 1
+
+    def test_layers_leave_even_if_routes_cannot_be_enforced(
+        self, site: Site, head: Head, loop: DriftLoop, monkeypatch: pytest.MonkeyPatch
+    ):
+        def fail(*_: object) -> None:
+            raise EnforcementError("s1 does not answer")
+
+        monkeypatch.setattr(Targets, "restore", fail)
+        self.untrust(site)
+        loop.step()
+        assert (head.asked, [each.what for each in self.moves]) == (["30@ward-1"], ["requested", "moved"])
 
     def test_what_cannot_be_moved_is_never_called_closed(self, site: Site, head: Head, loop: DriftLoop):
         head.refusal = LayoutRefused("the intents forbid it", "forbidden")

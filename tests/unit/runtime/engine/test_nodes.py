@@ -350,7 +350,7 @@ class TestIntents:
     def test_without_an_allowed_node_the_pipeline_stands_as_long_as_it_takes_and_says_why(
         self, make, guard: FakeGuard, monkeypatch: pytest.MonkeyPatch, known: bool
     ):
-        monkeypatch.setattr(nodes_module, "_COME_BACK_S", 0.01)
+        monkeypatch.setattr(nodes_module, "_COME_BACK_S", 0.05)
         monkeypatch.setattr(nodes_module, "_ASK_AGAIN_S", 0.02)
         bench = make("a", "b", guard=guard)
         guard.known = known
@@ -365,6 +365,26 @@ class TestIntents:
         with pytest.raises(NodeError, match=why):
             bench.nodes.placed(layout("3@a,3@b"))
         assert len(bench.events("no place")) == 1
+        assert len(guard.asked) > 20
+
+    def test_what_was_kept_out_is_no_lost_node_that_is_waited_for_only_so_long(
+        self, make, guard: FakeGuard, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(nodes_module, "_COME_BACK_S", 0.05)
+        monkeypatch.setattr(nodes_module, "_ASK_AGAIN_S", 0.02)
+        bench = make("a", guard=guard)
+        guard.nodes.add("a")
+        bench.nodes.lose("a", "its runtime was restarted")
+        assert bench.nodes._refusal_of("a") is not None
+        placing = threading.Thread(target=bench.nodes.placed, args=(layout("6@a"),), daemon=True)
+        placing.start()
+        placing.join(0.5)
+        assert placing.is_alive()
+        guard.nodes.clear()
+        bench.nodes._lost.clear()
+        bench.nodes._kept_out.clear()
+        placing.join(20)
+        assert not placing.is_alive()
 
     def test_a_pipeline_without_a_place_goes_on_as_soon_as_it_has_one(self, make, guard: FakeGuard):
         bench = make("a", "b", guard=guard)
