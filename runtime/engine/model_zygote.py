@@ -63,7 +63,7 @@ def be_model_zygote(payload: bytes, descriptors: Sequence[int]) -> None:
     """Be the zygote of one model until the node runtime closes the socket `descriptors` holds."""
     from runtime.engine.engine_config import EngineConfig, build
     from runtime.engine.stage_process import run_stage
-    from runtime.warm.node_daemon import ModelPayload
+    from runtime.warm.warm_models import ModelPayload
     from runtime.warm.zygote import be_zygote
 
     loaded: list[Any] = []

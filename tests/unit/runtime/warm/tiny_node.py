@@ -28,7 +28,8 @@ from runtime.warm.adoption import PROTOCOL, NodeRecord, WarmState, new_seed
 from runtime.warm.keeper import Keeper
 from runtime.warm.kv_pool import KVPool, KVPoolShape
 from runtime.warm.node import StagePayload
-from runtime.warm.node_daemon import ModelPayload, NodeDaemon
+from runtime.warm.node_daemon import NodeDaemon
+from runtime.warm.warm_models import ModelPayload
 from runtime.warm.zygote import be_zygote
 from tests.support.token_maps import tokens_in_a_row
 
