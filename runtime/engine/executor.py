@@ -18,10 +18,11 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 
 from runtime.engine.compat import check_config, check_torchvision, installed_version
 from runtime.engine.control import ControlCalls
+from runtime.engine.depth import Depth
 from runtime.engine.errors import EngineError, UnsupportedFeature
 from runtime.engine.fleet import GatewaySettings
 from runtime.engine.messages import BatchOutput, ScheduledBatch, batch_from_vllm, grammar_from_vllm, output_to_vllm
-from runtime.engine.pipeline import Depth, Pipeline
+from runtime.engine.pipeline import Pipeline
 from runtime.engine.tracing import Tracing
 from runtime.events.pipeline_name import pipeline_name
 from runtime.events.publisher import Publisher, PublisherError

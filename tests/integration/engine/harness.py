@@ -127,14 +127,14 @@ class Harness:
     def use_up_spares(self) -> None:
         """Let the next change find no stage that is ready: it has to start its own."""
         self.wait_for_spares()
-        spares = self.pipeline.spares
+        spares = self.pipeline.serving.spares
         while (stage := spares.take("local", self.pipeline.layout().precision)) is not None:
             self.pipeline.fleet.release(stage)
 
     def wait_for_spares(self) -> None:
         """Wait until no spare stage is being started any more."""
         deadline = time.monotonic() + _DEADLINE_S
-        while self.pipeline.spares._missing() is not None:
+        while self.pipeline.serving.spares._missing() is not None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -171,8 +171,8 @@ class Harness:
         pipeline = self.pipeline
         while (
             pipeline.recovery.running
-            or not pipeline._is_whole()
-            or {stage.pid for stage in pipeline._assembly.stages}.intersection(lost)
+            or not pipeline.serving.is_whole()
+            or {stage.pid for stage in pipeline.serving.assembly.stages}.intersection(lost)
         ):
             assert time.monotonic() < deadline, pipeline.status()
             time.sleep(0.01)

@@ -37,7 +37,7 @@ def main(model: str) -> None:
 
         def lose(steps: int) -> None:
             if steps == 10:
-                os.kill(pipeline._assembly.stages[1].pid, signal.SIGKILL)
+                os.kill(pipeline.serving.assembly.stages[1].pid, signal.SIGKILL)
 
         harness.engine.reset_prefix_cache()
         assert tokens(harness.run(prompts, lose)) == undisturbed

@@ -143,7 +143,7 @@ def test_a_stage_may_be_lost_and_the_layout_changed_in_a_pool_that_has_shrunk(ha
         if steps == 15:
             change(harness, kv_blocks=14)
         elif steps == 18:
-            os.kill(harness.pipeline._assembly.stages[1].pid, signal.SIGKILL)
+            os.kill(harness.pipeline.serving.assembly.stages[1].pid, signal.SIGKILL)
         elif steps == 25:
             harness.recovered()
             harness.begin("3@a,3@b")

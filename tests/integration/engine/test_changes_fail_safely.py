@@ -28,15 +28,15 @@ PROMPTS = {
 
 def _kill_newest(pipeline: Pipeline) -> None:
     """Kill -9 a stage that only the target layout has."""
-    assert pipeline._target is not None
-    newest = [stage for stage in pipeline._target.stages if stage.name not in pipeline._target.kept][-1]
+    assert pipeline.serving.target is not None
+    newest = [stage for stage in pipeline.serving.target.stages if stage.name not in pipeline.serving.target.kept][-1]
     os.kill(newest.pid, signal.SIGKILL)
 
 
 def _owner_of(pipeline: Pipeline, name: str) -> tuple[object, str]:
-    """Return who does `name`: the pipeline, or its part before the dot."""
+    """Return who does `name`: the part of the pipeline before the dot."""
     part, _, method = name.rpartition(".")
-    return (getattr(pipeline, part) if part else pipeline), method
+    return getattr(pipeline, part), method
 
 
 def _before(pipeline: Pipeline, name: str, monkeypatch: pytest.MonkeyPatch, kill: Callable[[Pipeline], None]) -> None:
@@ -46,7 +46,7 @@ def _before(pipeline: Pipeline, name: str, monkeypatch: pytest.MonkeyPatch, kill
     done = []
 
     def kill_then_go_on(*args: object, **kwargs: object) -> object:
-        if not done and pipeline._target is not None and pipeline._target.stages:
+        if not done and pipeline.serving.target is not None and pipeline.serving.target.stages:
             done.append(kill(pipeline))
         return original(*args, **kwargs)
 
@@ -75,9 +75,9 @@ def _after(pipeline: Pipeline, name: str, monkeypatch: pytest.MonkeyPatch, kill:
         ((_after, "assembler.bind"), {"prepare"}),
         ((_before, "assembler.connect"), {"prepare"}),
         ((_before, "assembler._probe"), {"prepare"}),
-        ((_before, "copy_stale"), {"pre_copy", "cutover"}),  # the loss is heard of a moment later
-        ((_before, "_flip"), {"cutover"}),
-        ((_after, "_flip"), {"cutover"}),
+        ((_before, "changing.copy_stale"), {"pre_copy", "cutover"}),  # the loss is heard of a moment later
+        ((_before, "changing._flip"), {"cutover"}),
+        ((_after, "changing._flip"), {"cutover"}),
     ],
     ids=lambda value: (
         " ".join([value[0].__name__.strip("_"), value[1].rpartition(".")[2].strip("_")])
@@ -97,7 +97,7 @@ def test_i4_kill_9_of_a_new_stage_before_commit_leaves_the_old_layout_serving(
 
     def between(steps: int) -> None:
         if steps == 5:
-            asked.append(two_stages.begin("2@a,2@b,2" if name == "copy_stale" else "2,2,2"))
+            asked.append(two_stages.begin("2@a,2@b,2" if name == "changing.copy_stale" else "2,2,2"))
 
     disturbed = two_stages.run(PROMPTS, between)
     two_stages.idle()
@@ -149,7 +149,7 @@ def test_i2_kv_that_did_not_arrive_to_the_token_is_noticed_and_the_old_layout_se
 def test_i1_a_stage_rejects_a_batch_of_an_epoch_it_does_not_serve(two_stages: Harness) -> None:
     undisturbed = two_stages.run(PROMPTS)
     dropped = two_stages.pipeline.dispatcher.counters.dropped_frames
-    first = two_stages.pipeline._assembly.stages[0]
+    first = two_stages.pipeline.serving.assembly.stages[0]
 
     def between(steps: int) -> None:
         if steps == 5:
@@ -161,7 +161,7 @@ def test_i1_a_stage_rejects_a_batch_of_an_epoch_it_does_not_serve(two_stages: Ha
 
 def test_i8_a_stage_survives_messages_that_are_not_frames(two_stages: Harness) -> None:
     undisturbed = two_stages.run(PROMPTS)
-    first = two_stages.pipeline._assembly.stages[0]
+    first = two_stages.pipeline.serving.assembly.stages[0]
 
     def between(steps: int) -> None:
         if steps == 5:
@@ -193,10 +193,10 @@ def test_a_second_change_is_refused_with_the_first_ones_id(two_stages: Harness) 
 def test_a_plan_that_does_not_fit_the_model_is_refused_before_anything_is_touched(
     two_stages: Harness, layers: str, message: str
 ) -> None:
-    stages = [stage.pid for stage in two_stages.pipeline._assembly.stages]
+    stages = [stage.pid for stage in two_stages.pipeline.serving.assembly.stages]
     with pytest.raises(LayoutError, match=message):
         two_stages.pipeline.coordinator.request(layers)
-    assert [stage.pid for stage in two_stages.pipeline._assembly.stages] == stages
+    assert [stage.pid for stage in two_stages.pipeline.serving.assembly.stages] == stages
     assert two_stages.pipeline.coordinator.current is None
 
 
@@ -204,7 +204,7 @@ def test_a_plan_that_does_not_fit_in_memory_is_refused_by_how_much(
     two_stages: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two_stages.use_up_spares()
-    monkeypatch.setattr("runtime.engine.pipeline.available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr("runtime.engine.planning.available_bytes", lambda: 1 << 20)
     with pytest.raises(ChangeRefused, match=r"only 1 MiB are free; free \d+ MiB"):
         two_stages.pipeline.coordinator.request("2,2,2")
 

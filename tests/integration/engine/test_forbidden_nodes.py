@@ -50,7 +50,7 @@ def test_a_lost_stage_comes_back_only_where_it_may(two_stages: Harness, guard: F
     two_stages.engine.reset_prefix_cache()
     pipeline = two_stages.pipeline
     pool = pipeline.nodes.get(node).pool
-    (pid,) = [stage.pid for stage in pipeline._assembly.stages if stage.node == node]
+    (pid,) = [stage.pid for stage in pipeline.serving.assembly.stages if stage.node == node]
 
     def between(steps: int) -> None:
         if steps == 7:
@@ -74,7 +74,7 @@ def brake(two_stages: Harness, guard: FakeGuard) -> Iterator[Brake]:
     """Has the shared pipeline ask this guard where it serves, when a test says so."""
     pipeline = two_stages.pipeline
     permission = pipeline.coordinator._permission = Permission(guard, "smollm", "local")
-    pipeline.brake = Brake(permission, pipeline._serving, pipeline.journal, pipeline._show_phase)
+    pipeline.brake = Brake(permission, pipeline.serving.now, pipeline.journal, pipeline._status.show_phase)
     yield pipeline.brake
     guard.nodes.clear()
     pipeline.brake = pipeline.coordinator._permission = None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runtime.engine import pipeline as pipeline_module
+from runtime.engine import planning
 from runtime.migration.errors import ChangeRefused, ChangeUnneeded
 from runtime.migration.protocol import Step
 from tests.integration.engine.harness import Harness, Outputs, Prompt, tokens
@@ -157,12 +157,12 @@ def test_i3_a_stage_that_is_lost_is_replaced_in_the_precision_that_serves(
     def between(steps: int) -> None:
         if steps == 10:
             two_stages.use_up_spares()
-            killed.append(pipeline._assembly.stages[1].pid)
+            killed.append(pipeline.serving.assembly.stages[1].pid)
             os.kill(killed[0], signal.SIGKILL)
 
     assert tokens(two_stages.run(PROMPTS, between)) == undisturbed
     two_stages.recovered(*killed)
-    assert {stage.precision for stage in pipeline._assembly.stages} == {"bfloat16"}
+    assert {stage.precision for stage in pipeline.serving.assembly.stages} == {"bfloat16"}
     assert pipeline.status()["precision"] == "bfloat16"
 
 
@@ -175,9 +175,9 @@ def test_stages_that_come_back_from_zero_have_the_precision_that_served(
     while two_stages.core.scheduler.has_requests():
         two_stages.engine.step()
     two_stages.wait_for_spares()
-    pipeline._end_stages()
-    pipeline._bring_stages_back()
-    assert {stage.precision for stage in pipeline._assembly.stages} == {"bfloat16"}
+    pipeline.mender.end_stages()
+    pipeline.mender.bring_stages_back()
+    assert {stage.precision for stage in pipeline.serving.assembly.stages} == {"bfloat16"}
     two_stages.engine.reset_prefix_cache()
     assert tokens(two_stages.run(PROMPTS)) == undisturbed
 
@@ -185,7 +185,7 @@ def test_stages_that_come_back_from_zero_have_the_precision_that_served(
 def test_a_change_of_layers_keeps_the_precision(two_stages: Harness, pipeline: Pipeline) -> None:
     two_stages.change("", precision="bfloat16")
     two_stages.change("2,2,2")
-    assert {stage.precision for stage in pipeline._assembly.stages} == {"bfloat16"}
+    assert {stage.precision for stage in pipeline.serving.assembly.stages} == {"bfloat16"}
     until_given_up(pipeline, "bfloat16")
 
 
@@ -201,8 +201,8 @@ def test_i4_a_change_that_fails_leaves_the_old_precision_serving(
         connect = pipeline.assembler.connect
 
         def kill_then_connect(*args: object, **kwargs: object) -> object:
-            if pipeline._target is not None and pipeline._target.stages:
-                os.kill(pipeline._target.stages[0].pid, signal.SIGKILL)
+            if pipeline.serving.target is not None and pipeline.serving.target.stages:
+                os.kill(pipeline.serving.target.stages[0].pid, signal.SIGKILL)
             return connect(*args, **kwargs)
 
         monkeypatch.setattr(pipeline.assembler, "connect", kill_then_connect)
@@ -253,11 +253,11 @@ def test_the_precision_that_serves_is_no_change(two_stages: Harness, pipeline: P
 def test_without_memory_for_other_weights_nothing_is_touched(
     two_stages: Harness, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = pipeline._extra_bytes(pipeline.layout().in_precision("bfloat16"))
+    needed = pipeline.changing.planner.extra_bytes(pipeline.layout().in_precision("bfloat16"))
     weights = pipeline.status()["weights_bytes"]["float32"]
-    assert needed >= weights // 2 + 2 * pipeline_module._PROCESS_BYTES
-    monkeypatch.setattr(pipeline_module, "available_bytes", lambda: needed - 1)
+    assert needed >= weights // 2 + 2 * planning._PROCESS_BYTES
+    monkeypatch.setattr(planning, "available_bytes", lambda: needed - 1)
     with pytest.raises(ChangeRefused, match="'3,3' in bfloat16: the new stages need"):
         two_stages.change("", precision="bfloat16")
-    monkeypatch.setattr(pipeline_module, "available_bytes", lambda: needed)
+    monkeypatch.setattr(planning, "available_bytes", lambda: needed)
     two_stages.change("", precision="bfloat16")

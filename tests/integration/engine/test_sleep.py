@@ -35,8 +35,8 @@ def sleeper(two_stages: Harness, monkeypatch: pytest.MonkeyPatch) -> Harness:
         pipeline.dispatcher,
         pipeline.coordinator,
         pipeline.journal,
-        pipeline._end_stages,
-        pipeline._bring_stages_back,
+        pipeline.mender.end_stages,
+        pipeline.mender.bring_stages_back,
         pipeline._fail,
     )
     monkeypatch.setattr(pipeline, "sleep", sleep)

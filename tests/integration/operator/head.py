@@ -24,7 +24,7 @@ class ClusterHead(Head):
         self._pipeline.status = self.status
 
     def status(self) -> dict[str, Any]:
-        """What the real pipeline says, see `runtime.engine.pipeline.Pipeline.status`."""
+        """What the real pipeline says, see `runtime.engine.pipeline_status`."""
         layout, current, last = self.effects.serving, self.coordinator.current, self.coordinator.last
         return {
             "boot": self.coordinator.boot,

@@ -11,6 +11,7 @@ from runtime.engine import pipeline as pipeline_module
 from runtime.engine.assembly import Assembly
 from runtime.engine.errors import EngineError
 from runtime.engine.executor import GuardSettings, PipelineSettings
+from runtime.engine.mending import Mender
 from runtime.engine.pipeline import Pipeline
 from runtime.head.serve import ServeOptions, vllm_arguments
 from runtime.layout import Layout
@@ -39,10 +40,13 @@ def pipeline(guard: FakeGuard) -> Any:
     """A pipeline whose every effect is `touch`."""
     pipeline: Any = Pipeline.__new__(Pipeline)
     pipeline._permission = Permission(guard, "smollm", "head")
-    pipeline._assembly = Assembly(Layout.parse("2@edge-1,2@edge-2", 4), [])
+    pipeline.serving = SimpleNamespace(assembly=Assembly(Layout.parse("2@edge-1,2@edge-2", 4), []))
     pipeline.fleet = SimpleNamespace(load=touch)
     pipeline.nodes = SimpleNamespace(open=touch, placed=lambda layout: layout, kv_gone=dict)
     pipeline.assembler = SimpleNamespace(start=touch)
+    pipeline.mender = Mender(
+        pipeline.serving, touch, pipeline.fleet, pipeline.nodes, touch, pipeline.assembler, touch, 8, touch
+    )
     return pipeline
 
 
@@ -61,13 +65,14 @@ def test_a_pipeline_that_may_be_nowhere_does_not_wake(pipeline: Any):
 
     pipeline.nodes.placed = nowhere
     with pytest.raises(NodeError, match="edge-2 is in the US"):
-        pipeline._bring_stages_back()
+        pipeline.mender.bring_stages_back()
 
 
-@pytest.mark.parametrize("begin", [Pipeline.start, Pipeline._bring_stages_back], ids=["start", "wake"])
-def test_an_allowed_layout_begins(pipeline: Any, begin: Any):
+def test_an_allowed_layout_begins(pipeline: Any):
     with pytest.raises(Touched):
-        begin(pipeline)
+        pipeline.start()
+    with pytest.raises(Touched):
+        pipeline.mender.bring_stages_back()
 
 
 def test_what_serve_is_told_arrives_at_the_pipeline():
