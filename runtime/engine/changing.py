@@ -65,7 +65,7 @@ class Changing(ChangeEffects):
         max_batch_tokens: the most tokens in a batch that computes KV again.
         recover_if_lost: has serving stages replaced that are gone, for a reason.
         on_flipped: called when the target's chain has taken over.
-        on_fallen_back: called when the old chain has taken over again.
+        on_complete: called when the target is what serves, and nothing is fallen back to any more.
         give_up: called with the reason when it cannot.
 
     """
@@ -83,14 +83,14 @@ class Changing(ChangeEffects):
         max_batch_tokens: int,
         recover_if_lost: Callable[[str], None],
         on_flipped: Callable[[], None],
-        on_fallen_back: Callable[[], None],
+        on_complete: Callable[[], None],
         give_up: Callable[[str], None],
     ) -> None:
         self.planner = planner
         self._serving, self._depth, self._fleet, self._nodes = serving, depth, fleet, nodes
         self._dispatcher, self._assembler, self._journal = dispatcher, assembler, journal
         self._max_batch_tokens, self._recover_if_lost = max_batch_tokens, recover_if_lost
-        self._on_flipped, self._on_fallen_back, self._give_up = on_flipped, on_fallen_back, give_up
+        self._on_flipped, self._on_complete, self._give_up = on_flipped, on_complete, give_up
         self._carried_before = 0
         self._migration: Migration | None = None
         self._paced: PacedCopy  # what is copied for the change under way
@@ -267,7 +267,6 @@ class Changing(ChangeEffects):
         # A fresh epoch, so that nothing the abandoned chain still sends can be mistaken for an answer.
         assembly.chain = self._assembler.connect(assembly.layout, assembly.stages, probe=False)
         self._dispatcher.fall_back(assembly.chain, self._serving.is_whole)
-        self._on_fallen_back()
         if before is not None:
             self._assembler.unroute(assembly.stages, before.epoch)
         self._depth.suit(assembly.layout)
@@ -280,6 +279,7 @@ class Changing(ChangeEffects):
         if target is None or old.chain is None:
             raise StageError("there is no change to complete")
         self._serving.assembly, self._serving.target = target, None
+        self._on_complete()
         migration, self._migration = self._migration, None
         self._recover_if_lost("its process ended when the change was just committed")
         cost.requests_carried = self._dispatcher.counters.carried_requests - self._carried_before

@@ -46,6 +46,7 @@ class Mender:
         journal: is told what happens.
         max_batch_tokens: the most tokens in a batch that computes KV again.
         recover_if_lost: has serving stages replaced that are gone, for a reason.
+        on_placed: called when it is known where layers may go.
 
     """
 
@@ -60,15 +61,18 @@ class Mender:
         journal: Journal,
         max_batch_tokens: int,
         recover_if_lost: Callable[[str], None],
+        on_placed: Callable[[], None],
     ) -> None:
         self._serving, self._depth, self._fleet, self._nodes = serving, depth, fleet, nodes
         self._dispatcher, self._assembler, self._journal = dispatcher, assembler, journal
         self._max_batch_tokens, self._recover_if_lost = max_batch_tokens, recover_if_lost
+        self._on_placed = on_placed
 
     def repair(self) -> list[int]:
         """Replace the serving stages that are gone and replay what is in flight; returns its sequence numbers."""
         broken = self._serving.assembly
         layout = self._nodes.placed(broken.layout)
+        self._on_placed()
         gone = self._nodes.kv_gone()
         if layout != broken.layout or not layout.nodes.isdisjoint(gone):
             replayed = self._move_from_lost_nodes(layout)
@@ -133,6 +137,7 @@ class Mender:
         """
         before = self._serving.assembly.layout
         layout = self._nodes.placed(before)
+        self._on_placed()
         gone = self._nodes.kv_gone()
         kv_lost = layout != before or not layout.nodes.isdisjoint(gone)
         stages: list[Stage] = []

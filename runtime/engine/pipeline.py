@@ -137,7 +137,7 @@ class Pipeline(PipelineSide):
             scheduler.max_num_batched_tokens,
             self._recover_if_lost,
             self._status.show_phase,
-            self._on_fallen_back,
+            self._forget_stop,
             self._fail,
         )
         self.mender = Mender(
@@ -150,10 +150,12 @@ class Pipeline(PipelineSide):
             self.journal,
             scheduler.max_num_batched_tokens,
             self._recover_if_lost,
+            self._forget_stop,
         )
         show_phase = self._status.show_phase
         self.coordinator = Coordinator(self.changing, self.journal, leases, permission)
         self.brake = Brake(permission, self.serving.now, self.journal, show_phase) if permission else None
+        self.depth.stopped = lambda: self.brake is not None and self.brake.stopped is not None
         self.recovery = Recovery(
             self.mender.repair, self.serving.is_whole, self.coordinator, self.journal, self._fail, show_phase
         )
@@ -166,10 +168,10 @@ class Pipeline(PipelineSide):
             self.mender.bring_stages_back,
             self._fail,
             show_phase,
+            self.depth.stopped,
         )
         self.depth.pipeline = self
         self.depth.kv_losses = lambda: self.dispatcher.kv_losses
-        self.depth.stopped = lambda: self.brake is not None and self.brake.stopped is not None
 
     # -- start ---------------------------------------------------------------------------------------------------------
 
@@ -240,10 +242,10 @@ class Pipeline(PipelineSide):
     def _on_settled(self, epoch: int) -> None:
         self.coordinator.settled(epoch)
 
-    def _on_fallen_back(self) -> None:
-        """Ask whether the old chain may serve, to which nobody has asked to return."""
+    def _forget_stop(self) -> None:
+        """What serves from now on was asked for, and nothing that was forbidden before is returned to."""
         if self.brake is not None:
-            self.brake.soon()
+            self.brake.forget()
 
     def copy_blocks(self, moved: Mapping[int, int]) -> None:
         """Copy KV blocks on every node, by old and new number."""

@@ -57,12 +57,12 @@ class Serving:
         self.target: Assembly | None = None
         self.spares = SpareStages(fleet, assembler.start_spare, journal, self._let_go_of_weights)
 
-    def now(self) -> tuple[int, Layout] | None:
-        """Return epoch and layout of the chain that takes batches; None while it is being replaced, or sleeps."""
+    def now(self) -> Layout | None:
+        """Return the layout of the chain that takes batches; None while it is being replaced, or sleeps."""
         epoch = self._dispatcher.epoch
         for assembly in (self.target, self.assembly):
             if assembly is not None and assembly.chain is not None and assembly.chain.epoch == epoch:
-                return epoch, assembly.layout
+                return assembly.layout
         return None
 
     def is_whole(self) -> bool:

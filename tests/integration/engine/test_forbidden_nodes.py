@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runtime.engine.brake import Brake
+from runtime.engine.dispatcher import Dispatcher
 from runtime.migration.errors import GuardAsked
 from runtime.migration.guard import Permission
 from runtime.migration.protocol import Method, Step
@@ -204,3 +205,32 @@ def test_a_change_away_that_fails_leaves_it_stopped(two_stages: Harness, guard: 
     assert tokens(two_stages.run(PROMPTS, Stop(two_stages, guard, fail))) == tokens(undisturbed)
     assert stood == [True]
     assert node not in pipeline.layout().nodes
+
+
+def test_a_chain_that_is_fallen_back_to_is_stopped_as_before_though_the_guard_is_silent(
+    two_stages: Harness, guard: FakeGuard, brake: Brake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = two_stages.run(PROMPTS)
+    two_stages.engine.reset_prefix_cache()
+    pipeline = two_stages.pipeline
+    switch = Dispatcher.switch
+    stood: list[tuple[str, str | None]] = []
+
+    def lose_the_new_stage_at_the_flip(self: Dispatcher, *arguments: Any) -> Any:
+        assert pipeline.serving.target is not None
+        guard.known = False
+        os.kill(pipeline.serving.target.stages[0].pid, signal.SIGKILL)
+        return switch(self, *arguments)
+
+    def leave_in_vain() -> None:
+        monkeypatch.setattr(Dispatcher, "switch", lose_the_new_stage_at_the_flip)
+        change = asked_for(two_stages, f"6@home-{next(_numbers)}")
+        assert change.ended.wait(DEADLINE_S)
+        brake.look()
+        stood.append((change.report()["state"], brake.stopped))
+        guard.known = True
+        guard.nodes.clear()
+        brake.look()
+
+    assert tokens(two_stages.run(PROMPTS, Stop(two_stages, guard, leave_in_vain))) == tokens(undisturbed)
+    assert stood == [("aborted", "the intents forbid smollm on local: local is in the US")]

@@ -45,7 +45,16 @@ def pipeline(guard: FakeGuard) -> Any:
     pipeline.nodes = SimpleNamespace(open=touch, placed=lambda layout: layout, kv_gone=dict)
     pipeline.assembler = SimpleNamespace(start=touch)
     pipeline.mender = Mender(
-        pipeline.serving, touch, pipeline.fleet, pipeline.nodes, touch, pipeline.assembler, touch, 8, touch
+        pipeline.serving,
+        touch,
+        pipeline.fleet,
+        pipeline.nodes,
+        touch,
+        pipeline.assembler,
+        touch,
+        8,
+        touch,
+        lambda: None,
     )
     return pipeline
 
