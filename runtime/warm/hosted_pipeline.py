@@ -142,7 +142,9 @@ class HostedPipeline:
     def drop_copies(self) -> None:
         """Stop all copies, those that come from other hosts as well."""
         for copy in list(self.copies):
-            self.copies.pop(copy).stop()
+            sender = self.copies.pop(copy, None)
+            if sender is not None:  # else it has ended just now
+                sender.stop()
         self.node.forget_copies()
 
     # -- what its head hears -------------------------------------------------------------------------------------------

@@ -73,8 +73,9 @@ class PipelineTable:
         left: tuple[int, KVPoolShape] | None = None,
     ) -> HostedPipeline:
         """Make a place for a pipeline, empty or with the pool that it has left. Called by one thread at a time."""
-        prefix = f"{pipeline}.{next(self._numbers)}/"
-        folder = str(Path(self._folder) / pipeline)
+        number = next(self._numbers)
+        prefix = f"{pipeline}.{number}/"
+        folder = str(Path(self._folder) / str(number))  # the last one's may not be gone yet
         home = Neighbourhood(self.node, pipeline, folder, self._folder, hosts)
         with self.lock:
             if self._shut:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from runtime.warm.model_store import ModelStore
     from runtime.warm.order_arguments import OpenOrder
     from runtime.warm.pipeline_table import PipelineTable
+    from runtime.warm.zygote import Zygote
 
 PRELOAD_S = 600.0
 
@@ -109,12 +110,13 @@ class WarmModels:
         fetch = (
             ModelFetch(self._store, self._exchange.gateway, self._exchange.calls) if self._store is not None else None
         )
-        if order.model is not None and fetch is not None:
-            folder, fetched = fetch.folder(head, order.model, key)
-            self._log("model files ready", model=order.model.files.name, folder=folder, fetched_bytes=fetched)
-        payload = msgspec.msgpack.encode(ModelPayload(order.engine, str(folder) if folder else None))
-        zygote = self._warm.load(key, payload)
+        zygote: Zygote | None = None
         try:
+            if order.model is not None and fetch is not None:
+                folder, fetched = fetch.folder(head, order.model, key)
+                self._log("model files ready", model=order.model.files.name, folder=folder, fetched_bytes=fetched)
+            payload = msgspec.msgpack.encode(ModelPayload(order.engine, str(folder) if folder else None))
+            zygote = self._warm.load(key, payload)
             facts = zygote.wait_ready(PRELOAD_S)
             model = WarmModel(key, zygote, facts, _private_bytes(zygote.pid))
             model.users.add(order.pipeline)
@@ -126,7 +128,8 @@ class WarmModels:
         except Exception:
             with self._lock:
                 self._models.pop(order.key, None)
-            zygote.close()
+            if zygote is not None:
+                zygote.close()
             raise
         finally:
             if fetch is not None:

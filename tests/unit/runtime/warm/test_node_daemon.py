@@ -129,6 +129,14 @@ class TestAPipeline:
         boss.tell(edge, "stage-1", "look")
         assert boss.results.empty(), "the end of a stage that was replaced is nobody's business"
 
+    def test_what_is_being_closed_can_be_opened_again_at_once(self, daemon, head):
+        edge = daemon()
+        boss = head(edge)
+        for _ in range(100):
+            node = opened(boss, edge)
+            start(boss, node)
+            node.close()
+
     def test_closing_a_pipeline_ends_its_stages_and_keeps_its_model(self, daemon, head):
         edge = daemon()
         boss = head(edge)
