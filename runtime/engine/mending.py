@@ -20,7 +20,7 @@ from runtime.engine.assembly import Assembler, Assembly
 from runtime.engine.errors import StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Sequence
 
     from runtime.engine.depth import Depth
     from runtime.engine.dispatcher import Dispatcher
@@ -103,6 +103,7 @@ class Mender:
         self._assembler.unroute(left, None)
         self._serving.assembly = mended = Assembly(layout, [])
         self._journal.tell("pipeline", "layers re-placed", layers=str(layout))
+        left = self._leave_all_but(layout.nodes, left)
         for rank, placement in enumerate(layout.stages):
             reused = next((stage for stage in left if stage.node == placement.node and stage.any_role), None)
             if reused is not None:
@@ -120,6 +121,14 @@ class Mender:
         self._depth.suit(layout)
         self._serving.keep_spares(_REST_S)
         return replayed
+
+    def _leave_all_but(self, nodes: Collection[str], serving: Sequence[Stage]) -> list[Stage]:
+        """End all stages on other nodes at once, spares and those that are just starting too; return who is left."""
+        self._serving.spares.leave_all_but(nodes)
+        for stage in self._fleet.stages():
+            if stage.node not in nodes:
+                self._fleet.kill(stage)
+        return [stage for stage in serving if stage.node in nodes]
 
     def end_stages(self) -> None:
         """End every stage; weights and KV stay."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from runtime.engine.errors import StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from runtime.engine.fleet import Fleet, Stage
     from runtime.migration.journal import Journal
@@ -87,6 +87,15 @@ class SpareStages:
         with contextlib.suppress(RuntimeError):
             self._refill.submit(self._adjust, rest_s)
 
+    def leave_all_but(self, nodes: Collection[str]) -> None:
+        """Have no spares but on these nodes, from now on: the others may not be used any more."""
+        with self._lock:
+            self._wanted = {node: number for node, number in self._wanted.items() if node in nodes}
+            gone = [stage for stage in self._ready if stage.node not in nodes]
+            self._ready = [stage for stage in self._ready if stage.node in nodes]
+        for stage in gone:
+            self._fleet.kill(stage)
+
     def close(self) -> None:
         """Start no further spare."""
         self._closing.set()
@@ -101,7 +110,11 @@ class SpareStages:
             while not self._closing.is_set() and (node := self._missing()) is not None:
                 stage = self._start(node, self._precision)
                 with self._lock:
-                    self._ready.append(stage)
+                    wanted = node in self._wanted
+                    if wanted:
+                        self._ready.append(stage)
+                if not wanted:
+                    self._fleet.kill(stage)
         except StageError as error:
             # Not tried again before the next change, which does without: it starts the stages that it needs.
             self._journal.tell("pipeline", "no spare stage", reason=str(error))

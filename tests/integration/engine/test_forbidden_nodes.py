@@ -43,11 +43,19 @@ def guard(two_stages: Harness) -> Iterator[FakeGuard]:
     two_stages.pipeline.nodes._permission = None
 
 
-@pytest.mark.parametrize("forbidden", [True, False], ids=["forbidden", "allowed"])
-def test_a_lost_stage_comes_back_only_where_it_may(two_stages: Harness, guard: FakeGuard, forbidden: bool) -> None:
+@pytest.mark.parametrize(
+    ("forbidden", "spares"),
+    [(True, False), (True, True), (False, False)],
+    ids=["forbidden", "forbidden, with spares there", "allowed"],
+)
+def test_a_lost_stage_comes_back_only_where_it_may(
+    two_stages: Harness, guard: FakeGuard, forbidden: bool, spares: bool
+) -> None:
     node = f"abroad-{next(_numbers)}"
     undisturbed = two_stages.run(PROMPTS)
     two_stages.change(f"3@{node},3")
+    if forbidden and spares:
+        two_stages.wait_for_spares()
     two_stages.engine.reset_prefix_cache()
     pipeline = two_stages.pipeline
     pool = pipeline.nodes.get(node).pool
