@@ -95,7 +95,8 @@ def be_precision_zygote(payload: bytes, descriptors: Sequence[int], config: Vllm
             lambda: in_background(lambda: load_model(config), _give_way) if order.background else load_model(config)
         )
         loaded.append(model)
-        return {"bytes": taken}
+        # Loading collects garbage, that of the parent too: a small model could seem to take less than nothing.
+        return {"bytes": max(taken, model.tensor_bytes())}
 
     be_zygote(descriptors[0], lambda orders, pool: run_stage(orders, pool, config, loaded[0]), preload)
 

@@ -85,6 +85,13 @@ class WarmModel:
         """Whether a forked stage can take over the model, or has to load its own layers."""
         return self._model is not None
 
+    def tensor_bytes(self) -> int:
+        """Return the bytes of the model's own tensors; what kernels have packed elsewhere is not among them."""
+        if self._model is None:
+            return 0
+        tensors = [*self._model.parameters(), *self._model.buffers()]
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
     def inherit(self) -> torch.nn.Module:
         """Return the whole model (in a forked stage)."""
         if self._model is None:

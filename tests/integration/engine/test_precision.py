@@ -255,6 +255,7 @@ def test_without_memory_for_other_weights_nothing_is_touched(
 ) -> None:
     needed = pipeline.changing.planner.extra_bytes(pipeline.layout().in_precision("bfloat16"))
     weights = pipeline.status()["weights_bytes"]["float32"]
+    assert weights > 0
     assert needed >= weights // 2 + 2 * planning._PROCESS_BYTES
     monkeypatch.setattr(planning, "available_bytes", lambda: needed - 1)
     with pytest.raises(ChangeRefused, match="'3,3' in bfloat16: the new stages need"):
