@@ -55,10 +55,13 @@ def test_logprobs_survive_to_the_digit(two_stages: Harness) -> None:
         assert all(after[token].logprob == pytest.approx(before[token].logprob, abs=1e-4) for token in before)
 
 
-def test_prompt_logprobs_are_complete_after_a_change_was_asked_for_in_the_middle_of_them(two_stages: Harness) -> None:
+@pytest.mark.parametrize("method", [Method.PRE_COPY, Method.RECOMPUTE])
+def test_prompt_logprobs_are_complete_after_a_change_was_asked_for_in_the_middle_of_them(
+    two_stages: Harness, method: Method
+) -> None:
     prompts = {"r": Prompt(LONG, {"prompt_logprobs": 1, "max_tokens": 4})}
     undisturbed = two_stages.run(prompts)["r"].prompt_logprobs
-    disturbed = two_stages.run_with_changes(prompts, "2,4", every=1)["r"].prompt_logprobs
+    disturbed = two_stages.run_with_changes(prompts, "2,4", every=1, method=method)["r"].prompt_logprobs
     assert len(disturbed) == len(undisturbed)
     assert [None if p is None else set(p) for p in disturbed] == [None if p is None else set(p) for p in undisturbed]
 
