@@ -2,10 +2,10 @@
 
 Protocol: look, and as long as stages run where they must not (`intents.moves`): publish the request as a CloudEvent,
 and ask the head what becomes of it, with the event's own key. Who of the two comes first starts the change, the other
-one is told of it: the head makes one change for one key, so what a mover before this one has asked for in vain is
-asked for anew. The head's guard judges it, its coordinator undoes it where it
-fails. An aborted change is asked for anew, at most `attempts` times, with growing pauses; what the head cannot take for
-the moment is asked again with the same key for `patience_s` seconds; any other refusal is final.
+one is told of it: the head makes one change for one key. The head's guard judges it, its coordinator undoes it where it
+fails. An aborted change is asked for anew, at most `attempts` times, with growing pauses; those that were aborted for a
+mover before this one do not count. What the head cannot take for the moment is asked again with the same key for
+`patience_s` seconds; any other refusal is final.
 
 Every step is told (`Told`); nothing else is looked at meanwhile. A pipeline that cannot be moved stays where it is. If
 its head asks a guard, it computes nothing there; else it goes on, and whoever closes what is broken must not call it
@@ -126,11 +126,9 @@ class Mover:
         """
         moved: bool | None = None
         pause_s = _FIRST_PAUSE_S
-        earlier = 0  # requests that were made, and aborted, before this mover came
-        tries = 0
-        while tries < self._attempts:
-            tries += 1
-            attempt = earlier + tries
+        attempt, left = 0, self._attempts
+        while left:
+            attempt, left = attempt + 1, left - 1
             observed, intents, running = look()
             want = None if running is None else needed(observed, intents, running)
             if want is None:
@@ -151,11 +149,11 @@ class Mover:
                 self._tell(Told("moved", want.broken, want, change))
                 moved = True
                 continue
-            if change.repeated and earlier < _MOST_EARLIER:
-                earlier, tries = earlier + 1, tries - 1
+            if change.repeated and attempt <= _MOST_EARLIER:  # asked for, and aborted, before this mover came
+                left += 1
                 continue
             self._tell(Told("aborted", want.broken, want, change, why=change.reason))
-            if tries == self._attempts:
+            if not left:
                 why = f"{change.id} was aborted, as {attempt - 1} before: {change.reason or 'no reason was given'}"
                 self._tell(Told("not moved", want.broken, want, why=why))
                 return False
@@ -188,6 +186,34 @@ class Mover:
                 return change
             if self._clock() - begun_s > _MOST_S:
                 raise EnforcementError(f"{change.id} has not ended for {_MOST_S:g} s")
+
+
+def enforced_and_moved(
+    enforce: Callable[[], bool],
+    mover: Mover | None,
+    look: Callable[[], tuple[Observed, Sequence[PrivacyIntent], RunningPipeline | None]],
+) -> bool:
+    """Enforce a plan, have layers moved even if that fails, and enforce again for where they are then.
+
+    Args:
+        enforce: Makes and enforces a plan; False if there is none.
+        mover: Moves the layers; None: nothing does.
+        look: As for `Mover.move`.
+
+    Raises:
+        EnforcementError: the plan could not be enforced.
+    """
+    planned, failed = False, None
+    try:
+        planned = enforce()
+    except EnforcementError as error:
+        failed = error
+    moved = None if mover is None else mover.move(look)
+    if moved:
+        return enforce()
+    if failed is not None:
+        raise failed
+    return planned and moved is None
 
 
 def still_there(running: RunningPipeline | None, checks: Sequence[Check]) -> None:

@@ -135,11 +135,12 @@ def needed(observed: Observed, intents: Sequence[PrivacyIntent], running: Runnin
         chosen = tuple(dict.fromkeys(nodes))
         return guard.judge(running.name, (), chosen, ways, flows=observed.flows, state=("prompts",))
 
-    if not forbidden and judged(*running.nodes).holds:
+    failed = forbidden or judged(*running.nodes).failures
+    if not failed:
         return None  # its head will hear so in a moment
     nodes = sorted(running.there | set(running.nodes))
     allowed = {node for node in nodes if judged(node).holds}
-    broken = _broken(running, forbidden or judged(*running.nodes).failures, allowed)
+    broken = _broken(running, failed, allowed)
     if not running.awake:
         return Stuck(broken, "it sleeps; a change would wake it where it must not run")
     joined = cache(lambda source, target: judged(source, target).holds)
@@ -148,11 +149,12 @@ def needed(observed: Observed, intents: Sequence[PrivacyIntent], running: Runnin
     layouts = [each for each in tried if each is not None and each != running.stages]
     if not layouts:
         return Stuck(broken, _why_nowhere(nodes, allowed, judged))
-    wholes = [judged(*(each.node for each in layout)) for layout in layouts]
-    after, whole = next((each for each in zip(layouts, wholes, strict=True) if each[1].holds), (layouts[0], wholes[0]))
+    wholes = ((layout, judged(*(each.node for each in layout))) for layout in layouts)
+    after, whole = next((each for each in wholes if each[1].holds), (layouts[0], None))
     before, wanted = running.written(running.stages), running.written(after)
-    if not whole.holds:
-        return Stuck(broken, f"{wanted} is not allowed either: {whole.failures[0].reason}")
+    if whole is None:
+        why = judged(*(each.node for each in after)).failures[0].reason
+        return Stuck(broken, f"{wanted} is not allowed either: {why}")
     # The version counts the pipeline's layouts too.
     said = (running.name, running.boot, observed.inventory.version, before, wanted, *broken.intents)
     return Move(broken, before, wanted, hashlib.sha256("\n".join(said).encode()).hexdigest()[:16])

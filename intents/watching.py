@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from intents.enforcement.kubernetes_inventory import read_cluster
-from intents.errors import EnforcementError, InventoryError
+from intents.errors import InventoryError
 from intents.live_midstream import HeadAway, merged, with_stages
 from intents.model.addressing import addressing
 from intents.model.inventory import read_inventory
-from intents.mover import still_there
+from intents.mover import enforced_and_moved, still_there
 from intents.planning import plan_all
 from intents.proof.closing import flows_that_stay, workloads_to_evict
 from intents.proof.drift import Changed, ChangeKind
@@ -92,17 +92,7 @@ class Watched:
 
     def replan(self) -> bool:
         """Enforce what the active intents come to now; False: they cannot be met, or not be proven."""
-        planned, failed = False, None
-        try:
-            planned = self._enforce_plan()
-        except EnforcementError as error:  # layers must leave all the same
-            failed = error
-        moved = None if self.mover is None else self.mover.move(self._look)
-        if moved:
-            return self._enforce_plan()
-        if failed is not None:
-            raise failed
-        return planned and moved is None
+        return enforced_and_moved(self._enforce_plan, self.mover, self._look)
 
     def _look(self) -> tuple[Observed, Sequence[PrivacyIntent], RunningPipeline | None]:
         return self.observe(), self.intents(), self._running

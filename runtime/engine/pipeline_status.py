@@ -72,7 +72,7 @@ class PipelineStatus:
             return pipeline.sleep.phase
         if pipeline.recovery.running:
             return "recovering"
-        if pipeline.brake is not None and pipeline.brake.stopped and current is None:
+        if pipeline.depth.stopped() and current is None:
             return "forbidden"
         return str(current.machine.step) if current else "serving"
 

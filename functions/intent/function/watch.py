@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from intents.errors import EnforcementError
 from intents.model.addressing import addressing
-from intents.mover import Mover, still_there
+from intents.mover import Mover, enforced_and_moved, still_there
 from intents.planning import plan_all
 from intents.proof.closing import flows_that_stay
 from intents.proof.drift import event_data
@@ -65,17 +65,7 @@ class Watched:
 
     def replan(self) -> bool:
         """Enforce what the active intents come to now: routes, then the pipeline's layers, then routes to these."""
-        planned, failed = False, None
-        try:
-            planned = self._enforce_plan()
-        except EnforcementError as error:  # layers must leave all the same
-            failed = error
-        moved = None if self._mover is None else self._mover.move(self._look)
-        if moved:
-            return self._enforce_plan()
-        if failed is not None:
-            raise failed
-        return planned and moved is None
+        return enforced_and_moved(self._enforce_plan, self._mover, self._look)
 
     def _look(self) -> tuple[Observed, Sequence[PrivacyIntent], RunningPipeline | None]:
         return self.observe(), self.intents(), self._house.running
