@@ -10,6 +10,8 @@ Protocol: ask the guard every now and then whether the layout that serves is sti
 A stop is of one layout: another one was asked for before it served (`runtime.migration.guard`), and one that is fallen
 back to is stopped as before. Once a change is complete, or layers were re-placed, all that is forgotten (`forget`).
 Streams wait without end; requests that come are held and then refused (`runtime.head.hold`).
+What stands still is the scheduler: a batch that waited in the dispatcher would keep the engine's thread from hearing of
+the change that ends the stop.
 
 A guard that is silent stops nothing: its last word stands. Else a pipeline could serve no longer than its guard.
 
